@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/* Numbers of the protocols we speak, and the few that we choose ourselves. */
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/types.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define AF_INET 2
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define PACKET_HOST 0
+
+/* "Go on as if we were not there": the next program of the chain, then the
+ * kernel. TCX_NEXT and TC_ACT_UNSPEC are both -1. TC_ACT_OK would end the
+ * chain and disable other people's programs. */
+#define PASS -1
+#define DROP 2 /* TCX_DROP, TC_ACT_SHOT */
+
+/* RFC 8365 and RFC 7348: the I flag, all else reserved and zero. */
+#define VXLAN_FLAGS bpf_htonl(0x08000000)
+
+/* RFC 3168: the two ECN bits of the TOS byte. */
+#define ECN_MASK 3
+#define ECN_NOT_ECT 0
+#define ECN_ECT_0 2
+#define ECN_CE 3
+#define DSCP_MASK 0xfc
+
+/* What encapsulation puts before the inner IP packet, behind the outer
+ * Ethernet header: IPv4, UDP, VXLAN, inner Ethernet. */
+#define ENCAP_LEN 50
+
+/* How long we believe, without seeing it again, that the host lets a peer's
+ * VXLAN packets through (see struct peer_state). Nanoseconds. */
+#define PROOF_LIFE 2000000000ULL
+
+/* How long after an aggregate the small packets of the same flow ride the
+ * kernel path with it, so that they cannot overtake it. Nanoseconds; some
+ * ticks of the coarse clock, which moves every 1 to 10 ms. */
+#define AGGREGATE_LIFE 20000000ULL
+
+/* Flows whose last aggregate is remembered, per direction; flows that share a
+ * place share their fate for AGGREGATE_LIFE. A power of two. */
+#define AGGREGATE_FLOWS 4096
+
+/* Different prefix lengths among the peers' pod prefixes. */
+#define PREFIX_LENGTHS 4

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "lookup.h"
+
+/* What has to be true before a packet leaves the kernel path. Both directions
+ * ask the same questions. */
+
+/* The switches: the operator's, the agent's. */
+static __always_inline enum reason switched_on(const struct in_force *rt,
+					       const struct peer_state *state)
+{
+	if (rt->off & OFF_BASE)
+		return REASON_SWITCHED_OFF;
+	if (state->off & OFF_BASE)
+		return REASON_PEER_SWITCHED_OFF;
+	if (rt->held)
+		return REASON_HELD;
+	return REASON_NONE;
+}
+
+/* Whether the host was lately seen to let this peer's packets through; see
+ * struct peer_state. Two CPUs may renew at once: one packet more takes the
+ * kernel path, no harm done. */
+static __always_inline enum reason host_proven(__u64 proven, __u64 *renewal, __u64 now)
+{
+	__u64 age = now - proven;
+
+	if (!proven || age > PROOF_LIFE)
+		return REASON_HOST_UNPROVEN;
+	if (age > PROOF_LIFE / 2 && now - *renewal > PROOF_LIFE / 8) {
+		*renewal = now;
+		return REASON_HOST_RENEWAL;
+	}
+	return REASON_NONE;
+}
+
+/* Aggregates ride the kernel path, and for a moment the rest of their flow
+ * with them: the two roads have queues of their own, and a small packet on the
+ * other one would overtake. */
+static __always_inline enum reason no_aggregate(struct __sk_buff *skb, void *aggregates, __u32 flow,
+						__u64 now)
+{
+	__u32 key = flow & (AGGREGATE_FLOWS - 1);
+	__u64 *last = bpf_map_lookup_elem(aggregates, &key);
+
+	if (!last)
+		return REASON_AGGREGATE_RECENT;
+	if (skb->gso_size) {
+		*last = now;
+		return REASON_AGGREGATE;
+	}
+	return *last && now - *last < AGGREGATE_LIFE ? REASON_AGGREGATE_RECENT : REASON_NONE;
+}

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "reasons.h"
+#include "structs.h"
+
+/* Sizes that depend on the number of peers are set by the loader. */
+
+/* pod prefix → the peer it belongs to. Written by the agent. A hash with one
+ * lookup per prefix length in use, longest first: a fifth of an LPM trie's
+ * time at 5,000 peers, and clusters use one length. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, struct peer);
+} peers SEC(".maps");
+
+/* node address → the node it belongs to. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct node);
+} nodes SEC(".maps");
+
+/* slot → what the programs know of that peer node. Written by the programs,
+ * the switch by the agent and by weft accel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct peer_state);
+} peer_states SEC(".maps");
+
+/* slot → what was carried to and from that peer node. Written by the programs,
+ * set to zero by the agent when a slot changes hands. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} peer_counters SEC(".maps");
+
+/* enum reason → packets passed and dropped for it. Written by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct reason_counters);
+} reasons SEC(".maps");
+
+/* a sender that failed the source check → packets. Written by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct suspect);
+	__type(value, __u64);
+} suspects SEC(".maps");
+
+/* enum device → network device. Written by the agent; the kernel takes an
+ * entry out when its device goes, so a hit is never stale. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+/* flow → when it last had an aggregate. Written by the programs. */
+struct aggregates {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, AGGREGATE_FLOWS);
+	__type(key, __u32);
+	__type(value, __u64);
+} tx_aggregates SEC(".maps"), rx_aggregates SEC(".maps");
+
+/* node (its public IP, 0 for all) → enum off bits. Written by weft accel, and
+ * read by the agent, which carries it into runtime and peer_states. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, __u32);
+} switches SEC(".maps");
+
+/* 0 → what is in force now. Written by the agent and by weft accel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct in_force);
+} runtime SEC(".maps");

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "constants.h"
+#include "reasons.h"
+
+/* Headers are copied to the stack by bpf_skb_load_bytes(): it reads what lies
+ * in page fragments as well, and never changes the packet (a partial
+ * bpf_skb_pull_data() of a fragment list panics kernels before 6.16). The two
+ * bytes in front align what follows the Ethernet header. */
+
+struct frame {
+	__u16 pad;
+	struct ethhdr eth;
+	struct iphdr ip;
+};
+
+struct vxlanhdr {
+	__be32 flags;
+	__be32 vni; /* 24 bits and a reserved byte */
+};
+
+struct outer {
+	__u16 pad;
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+};
+
+#define OUTER_LEN (sizeof(struct outer) - sizeof(__u16))
+#define FRAME_LEN (sizeof(struct frame) - sizeof(__u16))
+
+_Static_assert(OUTER_LEN == ETH_HLEN + ENCAP_LEN - ETH_HLEN, "outer headers and VXLAN");
+
+/* Reads an Ethernet frame with an IPv4 packet at offset. */
+static __always_inline enum reason parse_frame(struct __sk_buff *skb, __u32 offset, struct frame *f)
+{
+	if (bpf_skb_load_bytes(skb, offset, &f->eth, FRAME_LEN))
+		return REASON_INNER_MALFORMED;
+	if (f->eth.h_proto != bpf_htons(ETH_P_IP))
+		return REASON_INNER_NOT_IPV4;
+
+	__u32 have = skb->len - offset - ETH_HLEN;
+	__u32 header = f->ip.ihl * 4, total = bpf_ntohs(f->ip.tot_len);
+
+	if (f->ip.version != 4 || header < sizeof(struct iphdr) || total < header)
+		return REASON_INNER_MALFORMED;
+	/* The length field of an aggregate may be anything (BIG TCP has 0). */
+	if (!skb->gso_size && total > have)
+		return REASON_INNER_MALFORMED;
+	return REASON_NONE;
+}
+
+/* Whether the IP header (without options) has a right checksum: the sum of its
+ * words, carries added, is all ones (RFC 1071). */
+static __always_inline bool ip_checksum_right(const struct iphdr *ip)
+{
+	const __u32 *words = (const void *)ip;
+	__u64 sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
+{
+	return *(__u16 *)a == *(__u16 *)b && *(__u16 *)(a + 2) == *(__u16 *)(b + 2) &&
+	       *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}

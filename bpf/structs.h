@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "constants.h"
+
+/* What the programs and the agent share. The Go side is made from this file
+ * by bpf2go. Padding has a name and is zero. */
+
+/* The road a packet takes. */
+enum packet_path {
+	PATH_EXPRESS, /* pod to pod, past the host's stack */
+	PATH_BASE,	   /* encapsulated or stripped by our programs */
+	PATH_KERNEL,  /* by the kernel's VXLAN device */
+	PATH_COUNT,
+};
+
+/* What happens to packets that fail the source check. */
+enum source_check {
+	SOURCE_CHECK_OFF,
+	SOURCE_CHECK_OBSERVE, /* counted, never accelerated, left to the kernel */
+	SOURCE_CHECK_ENFORCE, /* dropped and counted */
+};
+
+/* Where redirect targets are found in the map devices. Pods will be there by
+ * their interface index, which is never one of these: 1 is loopback. */
+enum device {
+	DEVICE_OVERLAY,
+	DEVICE_UPLINK,
+};
+
+/* Bits of a switch. */
+enum off {
+	OFF_BASE = 1,
+};
+
+/* A pod prefix: bits is its length, addr is masked with it. */
+struct prefix {
+	__u32 bits;
+	__be32 addr;
+};
+
+/* The peer that a pod prefix belongs to. */
+struct peer {
+	__be32 remote; /* its public IP */
+	__u32 slot;    /* its place in peer_states and peer_counters */
+	__u8 mac[ETH_ALEN]; /* its overlay device's */
+	__u8 pad[2];
+};
+
+/* The node that an address belongs to: a peer's public IP, or another address
+ * of its that may be an inner source. */
+struct node {
+	__be32 remote; /* its public IP */
+	__u32 slot;
+};
+
+/* What the programs know of a peer node, by slot.
+ *
+ * The base path passes by the host's own rules for the outer packets: nft and
+ * iptables in INPUT, OUTPUT and raw, netdev hooks, IPsec policies. So it is
+ * taken only while packets on the kernel path prove that the host lets this
+ * peer's VXLAN through unchanged. A proof holds for PROOF_LIFE; in the second
+ * half of its life single packets are sent through the kernel to renew it.
+ * Times are bpf_ktime_get_coarse_ns(), 0 is never. */
+struct peer_state {
+	__u64 rx_proven;	 /* overlay_in saw a packet that the kernel had stripped */
+	__u64 rx_renewal; /* uplink_in last left one to the kernel for that */
+	__u64 tx_proven;	 /* uplink_out saw a packet that the kernel had encapsulated */
+	__u64 tx_renewal; /* overlay_out last left one to the kernel for that */
+	__u32 off;   /* enum off bits, from the map switches */
+	__u32 pad;
+};
+
+/* What a node has in force now; the agent writes it whole. */
+struct in_force {
+	__be32 local;      /* our public IP */
+	__u32 uplink;      /* interface index that routes to peers must have */
+	__u8 mac[ETH_ALEN];  /* our overlay device's */
+	__u8 ttl;	  /* of outer packets: net.ipv4.ip_default_ttl */
+	__u8 prefix_lengths; /* how many of prefix_bits are used */
+	__u8 prefix_bits[PREFIX_LENGTHS]; /* longest first */
+	__u16 port_min, port_max; /* net.ipv4.ip_local_port_range: outer source ports */
+	__u32 off;	   /* enum off bits, from the map switches */
+	__u32 held;	    /* the agent holds acceleration back (not 0) */
+	__u32 source_check;  /* enum source_check */
+	__u32 by_mark;      /* not 0: the host has routing rules that look at the mark */
+	__u32 stamp;	     /* random; see stamp.h */
+	__u32 pad;
+	__u64 nonce;	     /* random; see stamp.h */
+};
+
+/* Inner packets and bytes of a peer over one path. A packet is one segment on
+ * the wire, bytes are IP bytes as sent on the wire. */
+struct path_counters {
+	__u64 tx_packets;
+	__u64 tx_bytes;
+	__u64 rx_packets;
+	__u64 rx_bytes;
+};
+
+struct counters {
+	struct path_counters path[PATH_COUNT];
+};
+
+/* Packets (skbs, not segments) left to the kernel or dropped for one reason. */
+struct reason_counters {
+	__u64 passed;
+	__u64 dropped;
+};
+
+/* A sender that failed the source check. */
+struct suspect {
+	__be32 outer;
+	__be32 inner;
+	__u32 reason;
+};

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "account.h"
+#include "config.h"
+#include "gate.h"
+#include "stamp.h"
+
+/* tc ingress of the uplink: VXLAN packets as the network brings them. Where
+ * they come from is checked, and the outer headers are taken off the ones that
+ * we hand on into the overlay device. */
+
+/* An outer packet on its way in. */
+struct arrival {
+	struct outer outer;
+	struct frame inner;
+	struct peer_state *state; /* of the outer source; NULL: it is no peer */
+	__u32 slot;
+	__u32 overlay;
+};
+
+/* What parse_outer says of packets that are none of our business: not VXLAN on
+ * our port. They are not counted. */
+#define NOT_VXLAN REASON_COUNT
+
+/* VXLAN on our port, at this offset? Fragments behind the first have no port;
+ * from a peer they are most likely VXLAN. */
+static __always_inline bool is_vxlan(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	__be16 dest;
+
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return find_node(ip->saddr);
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &dest, sizeof(dest)))
+		return false;
+	return dest == bpf_htons(port);
+}
+
+static __always_inline enum reason parse_outer(struct __sk_buff *skb, const struct in_force *rt,
+					       struct outer *outer)
+{
+	const struct iphdr *ip = &outer->ip;
+
+	if (bpf_skb_load_bytes(skb, 0, &outer->eth, OUTER_LEN))
+		return NOT_VXLAN;
+	if (ip->protocol != IPPROTO_UDP || ip->version != 4)
+		return NOT_VXLAN;
+	if (outer->udp.dest != bpf_htons(port) || ip->ihl != 5 ||
+	    ip->frag_off & bpf_htons(IP_OFFSET)) {
+		if (!is_vxlan(skb, ip))
+			return NOT_VXLAN;
+	}
+	if (skb->vlan_present)
+		return REASON_OUTER_VLAN;
+	if (skb->pkt_type != PACKET_HOST)
+		return REASON_OUTER_NOT_FOR_HOST;
+	if (ip->daddr != rt->local)
+		return REASON_OUTER_ADDRESS;
+	if (ip->ihl != 5)
+		return REASON_OUTER_OPTIONS;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return REASON_OUTER_FRAGMENT;
+	if (!ip_checksum_right(ip))
+		return REASON_OUTER_CHECKSUM;
+
+	/* The lengths of an aggregate are GRO's to set. */
+	__u32 total = bpf_ntohs(ip->tot_len);
+
+	if (!skb->gso_size && (total + ETH_HLEN != skb->len ||
+			       bpf_ntohs(outer->udp.len) + sizeof(struct iphdr) != total))
+		return REASON_OUTER_LENGTH;
+	if (outer->vxlan.flags != VXLAN_FLAGS || outer->vxlan.vni & bpf_htonl(0xff))
+		return REASON_VXLAN_FLAGS;
+	if (outer->vxlan.vni != bpf_htonl(vni << 8))
+		return REASON_VXLAN_VNI;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason parse_inner(struct __sk_buff *skb, const struct in_force *rt,
+					       struct frame *inner)
+{
+	enum reason reason = parse_frame(skb, OUTER_LEN, inner);
+
+	if (reason)
+		return reason;
+	/* vxlan_set_mac() drops frames that claim to come from the device
+	 * itself, and the stack those that are not addressed to it. */
+	if (!same_mac(inner->eth.h_dest, rt->mac) || same_mac(inner->eth.h_source, rt->mac))
+		return REASON_INNER_MAC;
+	return REASON_NONE;
+}
+
+/* The outer source has to be a peer, and the inner source one of its own: in
+ * its pod prefixes, or one of its node addresses. */
+static __always_inline enum reason check_source(const struct in_force *rt, struct arrival *a)
+{
+	__be32 remote = a->outer.ip.saddr, source = a->inner.ip.saddr;
+	struct peer *peer = find_peer(rt, source);
+
+	if (peer && peer->remote == remote) {
+		a->slot = peer->slot;
+		a->state = find_state(a->slot);
+		return REASON_NONE;
+	}
+
+	struct node *node = find_node(remote);
+
+	if (!node || node->remote != remote)
+		return REASON_SOURCE_UNKNOWN_PEER;
+	a->slot = node->slot;
+	a->state = find_state(a->slot);
+
+	struct node *owner = find_node(source);
+
+	if (!owner || owner->remote != remote)
+		return REASON_SOURCE_NOT_ITS_PREFIX;
+	return REASON_NONE;
+}
+
+static __always_inline void note_suspect(const struct arrival *a, enum reason reason)
+{
+	struct suspect key = {
+		.outer = a->outer.ip.saddr,
+		.inner = a->inner.ip.saddr,
+		.reason = reason,
+	};
+	__u64 one = 1, *packets = bpf_map_lookup_elem(&suspects, &key);
+
+	if (packets)
+		__sync_fetch_and_add(packets, 1);
+	else
+		bpf_map_update_elem(&suspects, &key, &one, BPF_ANY);
+}
+
+/* The kernel would refuse a packet with a wrong outer checksum. We need not
+ * look at it where the inner packet has a checksum of its own, which whoever
+ * receives it verifies. Where it has none, a driver must have verified the
+ * outer one. */
+static __always_inline bool protected(struct __sk_buff *skb, const struct arrival *a)
+{
+	const struct iphdr *ip = &a->inner.ip;
+	__be16 check;
+
+	if (!a->outer.udp.check)
+		return true;
+	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
+		return true;
+	if (ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_ICMP)
+		return true;
+	/* A fragment doesn't tell whether the datagram has a checksum. */
+	if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return false;
+	if (bpf_skb_load_bytes(skb, OUTER_LEN + ETH_HLEN + ip->ihl * 4 + 6, &check, sizeof(check)))
+		return false;
+	return check;
+}
+
+static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct in_force *rt,
+					     struct arrival *a)
+{
+	__u32 flow = bpf_ntohs(a->outer.udp.source) ^ bpf_ntohl(a->outer.ip.saddr);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	enum reason reason;
+
+	if (!a->state)
+		return REASON_SOURCE_UNKNOWN_PEER;
+	if ((reason = switched_on(rt, a->state)))
+		return reason;
+	if ((reason = no_aggregate(skb, &rx_aggregates, flow, now)))
+		return reason;
+	if (!protected(skb, a))
+		return REASON_INNER_UNPROTECTED;
+	/* RFC 6040: drop. INET_ECN_decapsulate() does, and can log it. */
+	if ((a->outer.ip.tos & ECN_MASK) == ECN_CE && (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT)
+		return REASON_ECN_CONGESTED;
+	if (!(a->overlay = find_device(DEVICE_OVERLAY)))
+		return REASON_DEVICE_MISSING;
+	return host_proven(a->state->rx_proven, &a->state->rx_renewal, now);
+}
+
+/* Everything is decided; adjust_room is the last to refuse. Only behind it is
+ * the packet changed. */
+static __always_inline enum reason strip(struct __sk_buff *skb, const struct arrival *a)
+{
+	/* The outer headers' part of a verified checksum goes with them; what
+	 * remains verified is what the driver said of the inner ones. */
+	if (bpf_skb_adjust_room(skb, -ENCAP_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return REASON_STRIP_REFUSED;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	/* Can't fail: the header is there and was just made private. */
+	bpf_skb_store_bytes(skb, 0, &a->inner.eth, ETH_HLEN, 0);
+	return REASON_NONE;
+}
+
+/* RFC 6040: a mark set on the way is carried over. The two bits change from
+ * ECT to CE; RFC 1624 mends the header checksum. */
+static __always_inline void carry_congestion(struct __sk_buff *skb, const struct arrival *a)
+{
+	__u8 tos = a->inner.ip.tos | ECN_CE;
+
+	if ((a->outer.ip.tos & ECN_MASK) != ECN_CE || tos == a->inner.ip.tos)
+		return;
+	bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check),
+			    bpf_htons(a->inner.ip.tos), bpf_htons(tos), 2);
+	bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, tos), &tos, sizeof(tos),
+			    BPF_F_RECOMPUTE_CSUM);
+}
+
+static __always_inline int refuse_source(const struct in_force *rt, const struct arrival *a,
+					 enum reason reason)
+{
+	note_suspect(a, reason);
+	return rt->source_check == SOURCE_CHECK_ENFORCE ? drop(reason) : pass(reason);
+}
+
+static __always_inline int enter(struct __sk_buff *skb, const struct in_force *rt,
+				 struct arrival *a)
+{
+	enum reason reason;
+
+	if ((reason = parse_outer(skb, rt, &a->outer)))
+		return reason == NOT_VXLAN ? PASS : pass(reason);
+	if ((reason = parse_inner(skb, rt, &a->inner)))
+		return pass(reason);
+	if ((reason = check_source(rt, a)) && rt->source_check != SOURCE_CHECK_OFF)
+		return refuse_source(rt, a, reason);
+	if ((reason = may_enter(skb, rt, a)) || (reason = strip(skb, a))) {
+		stamp_judged(skb, rt);
+		return pass(reason);
+	}
+	carry_congestion(skb, a);
+
+	struct load load = { .packets = 1, .bytes = skb->len - ETH_HLEN };
+
+	count_peer(a->slot, PATH_BASE, RX, load);
+	stamp_stripped(skb, rt);
+	return bpf_redirect(a->overlay, BPF_F_INGRESS);
+}
+
+SEC("tc")
+int uplink_in(struct __sk_buff *skb)
+{
+	struct in_force *rt;
+	struct arrival a = {};
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || !(rt = runtime_now()))
+		return PASS;
+	return enter(skb, rt, &a);
+}

@@ -1,0 +1,323 @@
+//go:build linux
+
+// Package dataplane makes one node's kernel hold what a state.State says: the
+// kernel path, always complete, and the accelerator over it where it can be.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/dataplane/ebpf"
+	"github.com/weft-net/weft/dataplane/kernel"
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// Options say where the dataplane keeps its things and what it may do.
+type Options struct {
+	// PinDir is the directory for BPF pins, /sys/fs/bpf/weft on a host.
+	PinDir string
+	// StateDir is where the overlay device's MAC is remembered across reboots,
+	// /var/lib/weft on a host.
+	StateDir string
+	// Accel is auto (programs where they can be loaded) or off (none).
+	Accel string
+	// SourceCheck is off, observe or enforce.
+	SourceCheck string
+	// MaxPeers is how many peer nodes fit the accelerator's maps.
+	MaxPeers int
+	Log      *slog.Logger
+}
+
+// Intervals of the dataplane.
+const (
+	// lookInterval is how often attachments are looked at: changes of tcx
+	// programs send no event.
+	lookInterval = time.Second
+	// loadInterval is how long a failed load of the programs is not tried
+	// again: what is missing (a capability, a mount) seldom comes by itself.
+	loadInterval = time.Minute
+)
+
+// Dataplane is one node's dataplane. Sync is called from one goroutine; the
+// other methods from any.
+type Dataplane struct {
+	opts    Options
+	kernel  *kernel.Path
+	changed chan struct{}
+	stop    context.CancelFunc
+	stopped sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	accel    *ebpf.Accelerator
+	loaded   ebpf.Options // what accel was loaded with
+	retry    time.Time    // not before this is a failed load tried again
+	held     []string     // why acceleration is held back
+	reason   string       // why the programs are not there; empty when they are
+	vni      uint32
+	lastLook string
+	misfits  int
+	watch    sourceWatch
+}
+
+// Open prepares the dataplane of the current network namespace. Nothing is
+// changed before the first Sync.
+func Open(ctx context.Context, o Options) (*Dataplane, error) {
+	path, err := kernel.Open(o.Log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	events, err := path.Watch(ctx)
+	if err != nil {
+		stop()
+		path.Close()
+		return nil, err
+	}
+	d := &Dataplane{opts: o, kernel: path, changed: make(chan struct{}, 1), stop: stop}
+	d.stopped.Go(func() { d.follow(ctx, events) })
+	return d, nil
+}
+
+// Sync makes the kernel hold s. What can be done is done; the errors of the
+// rest are joined. That programs can't be loaded is no error: the kernel path
+// carries everything, and Report says so.
+func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
+	if err := d.chooseMAC(&s); err != nil {
+		return err
+	}
+	result, err := d.kernel.Sync(ctx, s)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.vni = s.VNI
+	return errors.Join(err, d.syncAccelerator(s, result))
+}
+
+// syncAccelerator loads, feeds and attaches the programs, or takes them away
+// when the kernel path has to carry everything.
+func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
+	overlay, reason := d.acceleratable(result)
+	if reason != "" {
+		return d.goWithout(reason)
+	}
+	if err := d.loadAccelerator(s); err != nil {
+		return nil // Report tells; the kernel path carries
+	}
+	desired := ebpf.Desired{
+		Uplink:       result.Uplink.Index,
+		Overlay:      overlay.Index,
+		Local:        overlay.Local,
+		MAC:          overlay.MAC,
+		SourceCheck:  d.opts.SourceCheck,
+		RoutesByMark: routesByMark(),
+		Held:         len(d.held) > 0,
+		Peers:        served(s.Peers, result),
+	}
+	misfits, err := d.accel.Sync(desired)
+	if err != nil {
+		d.reason = err.Error()
+		return fmt.Errorf("accelerator: %w", err)
+	}
+	d.setReason("")
+	d.tellMisfits(misfits)
+	return d.holdBack(desired)
+}
+
+// acceleratable returns the overlay device that the programs can work on, or
+// why there is none.
+func (d *Dataplane) acceleratable(result kernel.Result) (kernel.Overlay, string) {
+	if d.opts.Accel == "off" {
+		return kernel.Overlay{}, "acceleration is off (--accel=off)"
+	}
+	if reason := unsuitable(result.Uplink); reason != "" {
+		return kernel.Overlay{}, reason
+	}
+	for _, o := range result.Overlays {
+		if o.Local.Is4() {
+			return o, ""
+		}
+	}
+	return kernel.Overlay{}, "there is no IPv4 overlay device"
+}
+
+// goWithout takes the programs away and remembers why.
+func (d *Dataplane) goWithout(reason string) error {
+	d.closeAccelerator()
+	d.setReason(reason)
+	d.held = nil
+	removed, err := ebpf.Remove(d.opts.PinDir)
+	for _, r := range removed {
+		d.opts.Log.Info("removed "+r, "reason", reason)
+	}
+	return err
+}
+
+// loadAccelerator loads the programs unless they are loaded for this VNI and
+// port already.
+func (d *Dataplane) loadAccelerator(s state.State) error {
+	want := ebpf.Options{PinDir: d.opts.PinDir, MaxPeers: d.opts.MaxPeers, VNI: s.VNI, Port: s.Port}
+	if d.accel != nil && d.loaded == want {
+		return nil
+	}
+	if d.accel == nil && time.Now().Before(d.retry) {
+		return errors.New(d.reason)
+	}
+	accel, err := ebpf.Open(want)
+	if err != nil {
+		d.retry = time.Now().Add(loadInterval)
+		d.setReason(err.Error())
+		return err
+	}
+	d.closeAccelerator()
+	d.accel, d.loaded = accel, want
+	d.tellMemory()
+	return nil
+}
+
+func (d *Dataplane) closeAccelerator() {
+	if d.accel == nil {
+		return
+	}
+	if err := d.accel.Close(); err != nil {
+		d.opts.Log.Warn("closing the accelerator", "err", err)
+	}
+	d.accel = nil
+}
+
+// holdBack looks for what sits behind our programs and would not see the
+// packets that they take; while there is anything, nothing is taken.
+func (d *Dataplane) holdBack(desired ebpf.Desired) error {
+	hooks, err := d.accel.View().Hooks()
+	if err != nil {
+		return fmt.Errorf("looking at attachments: %w", err)
+	}
+	held := heldBy(hooks)
+	if (len(held) > 0) == desired.Held {
+		d.held = held
+		return nil
+	}
+	d.held = held
+	if len(held) > 0 {
+		d.opts.Log.Warn("acceleration is held back", "reason", holdReason(held))
+	} else {
+		d.opts.Log.Info("acceleration is no longer held back")
+	}
+	desired.Held = len(held) > 0
+	_, err = d.accel.Sync(desired)
+	return err
+}
+
+// setReason remembers why the programs are not there, and logs a change.
+func (d *Dataplane) setReason(reason string) {
+	switch {
+	case reason == d.reason:
+	case reason == "":
+		d.opts.Log.Info("the programs are attached again")
+	default:
+		d.opts.Log.Warn("the kernel path carries everything", "reason", reason)
+	}
+	d.reason = reason
+}
+
+func (d *Dataplane) tellMemory() {
+	maps, err := d.accel.View().Maps()
+	if err != nil {
+		return
+	}
+	var bytes uint64
+	for _, m := range maps {
+		bytes += m.Bytes
+	}
+	d.opts.Log.Info("programs loaded", "maxPeers", d.opts.MaxPeers, "mapMemoryKiB", bytes>>10)
+}
+
+func (d *Dataplane) tellMisfits(misfits []state.Peer) {
+	if len(misfits) > 0 && len(misfits) != d.misfits {
+		d.opts.Log.Warn("peers do not fit the accelerator's maps and ride the kernel path; raise --max-peers",
+			"peers", len(misfits), "first", misfits[0].Prefix, "maxPeers", d.opts.MaxPeers)
+	}
+	d.misfits = len(misfits)
+}
+
+// served are the IPv4 peers that the kernel path carries: only where the
+// kernel's own route points at the overlay device may a program do its work.
+func served(peers []state.Peer, result kernel.Result) []state.Peer {
+	skipped := map[netip.Prefix]bool{}
+	for _, p := range result.Skipped {
+		skipped[p] = true
+	}
+	var out []state.Peer
+	for _, p := range peers {
+		if p.Prefix.Addr().Is4() && result.Failed[p.Prefix] == nil && !skipped[p.Prefix] {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Changed delivers a nudge when the kernel changed and Sync should look again.
+func (d *Dataplane) Changed() <-chan struct{} { return d.changed }
+
+func (d *Dataplane) nudge() {
+	select {
+	case d.changed <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// follow turns kernel events, and what is found by looking, into nudges.
+func (d *Dataplane) follow(ctx context.Context, events <-chan struct{}) {
+	ticks := time.NewTicker(lookInterval)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-events:
+			if !ok {
+				return
+			}
+			d.nudge()
+		case <-ticks.C:
+			if d.look() {
+				d.nudge()
+			}
+		}
+	}
+}
+
+// look tells whether attachments have changed since it last looked, and
+// reports senders that fail the source check.
+func (d *Dataplane) look() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.accel == nil {
+		return false
+	}
+	view := d.accel.View()
+	d.watch.report(d.opts.Log, view)
+	hooks, err := view.Hooks()
+	now := fmt.Sprint(hooks, err)
+	if now == d.lastLook {
+		return false
+	}
+	d.lastLook = now
+	return true
+}
+
+// Close lets go of handles and leaves traffic flowing; Remove takes everything
+// away.
+func (d *Dataplane) Close() error {
+	d.stop()
+	d.stopped.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closeAccelerator()
+	return d.kernel.Close()
+}

@@ -1,0 +1,184 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// site is a place where a program sits.
+type site struct {
+	program string // as bpftool shows it, and the name of the pinned link
+	device  int    // interface index
+	ingress bool
+}
+
+func (s site) String() string { return fmt.Sprintf("%s on interface %d", s.program, s.device) }
+
+// attachType is where tcx puts the program.
+func (s site) attachType() ebpf.AttachType {
+	if s.ingress {
+		return ebpf.AttachTCXIngress
+	}
+	return ebpf.AttachTCXEgress
+}
+
+// attachment is a program at its place.
+type attachment struct {
+	site
+	kind string // "tcx" or "clsact"
+	id   ebpf.ProgramID
+}
+
+// sites lists where our programs sit, in the order in which they are attached:
+// overlay_in refuses, in enforce, what uplink_in has not seen, so uplink_in
+// comes first; overlay_out waits for the proof that uplink_out gives.
+func sites(uplink, overlay int) []site {
+	return []site{
+		{"uplink_in", uplink, true},
+		{"overlay_in", overlay, true},
+		{"uplink_out", uplink, false},
+		{"overlay_out", overlay, false},
+	}
+}
+
+// linksDir is where links are pinned, by program.
+func linksDir(pinDir string) string { return filepath.Join(pinDir, "links") }
+
+func (a *Accelerator) program(name string) *ebpf.Program {
+	return map[string]*ebpf.Program{
+		"uplink_in":   a.objects.UplinkIn,
+		"overlay_in":  a.objects.OverlayIn,
+		"uplink_out":  a.objects.UplinkOut,
+		"overlay_out": a.objects.OverlayOut,
+	}[name]
+}
+
+// syncAttachments puts every program at its place. One that is there already
+// in another version is swapped without a gap.
+func (a *Accelerator) syncAttachments(d Desired) error {
+	if err := os.MkdirAll(linksDir(a.opts.PinDir), 0o700); err != nil {
+		return fmt.Errorf("making directory for links: %w", err)
+	}
+	for _, s := range sites(d.Uplink, d.Overlay) {
+		pin := filepath.Join(linksDir(a.opts.PinDir), s.program)
+		if _, err := a.attach(s, a.program(s.program), pin); err != nil {
+			return fmt.Errorf("attaching %v: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// attachProgram attaches prog at s: as a pinned tcx link where the kernel has
+// them (6.6), else as a clsact filter. What the other way, or another device,
+// holds of an earlier attachment is cleared after the new one works.
+func attachProgram(s site, prog *ebpf.Program, pin string) (attachment, error) {
+	id, err := programID(prog)
+	if err != nil {
+		return attachment{}, err
+	}
+	err = attachTCX(s, prog, pin)
+	if err == nil {
+		return attachment{s, "tcx", id}, removeFilter(s)
+	}
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return attachment{}, err
+	}
+	if err := replaceFilter(s, prog); err != nil {
+		return attachment{}, err
+	}
+	return attachment{s, "clsact", id}, nil
+}
+
+// attachTCX swaps prog into the pinned link if it still holds its place, else
+// makes a link and pins it instead. It goes to the end of the chain: programs
+// behind ours would not see the packets that we take.
+func attachTCX(s site, prog *ebpf.Program, pin string) error {
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer old.Close()
+		if held, current := holds(old, s, prog); held {
+			if current {
+				return nil
+			}
+			// The one moment of an upgrade: the kernel swaps the pointer,
+			// and no packet sees neither program.
+			return old.Update(prog)
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("opening pinned link: %w", err)
+	}
+
+	fresh, err := link.AttachTCX(link.TCXOptions{
+		Interface: s.device,
+		Program:   prog,
+		Attach:    s.attachType(),
+		Anchor:    link.Tail(),
+	})
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the pin of a link that is defunct: %w", err)
+	}
+	if err := fresh.Pin(pin); err != nil {
+		return fmt.Errorf("pinning link: %w", err)
+	}
+	return nil
+}
+
+// holds tells whether a link sits at s, and whether it runs prog. The link of
+// a device that is gone has interface index 0.
+func holds(l link.Link, s site, prog *ebpf.Program) (held, current bool) {
+	info, err := l.Info()
+	if err != nil {
+		return false, false
+	}
+	tcx := info.TCX()
+	if tcx == nil || int(tcx.Ifindex) != s.device {
+		return false, false
+	}
+	id, err := programID(prog)
+	return true, err == nil && info.Program == id
+}
+
+func programID(prog *ebpf.Program) (ebpf.ProgramID, error) {
+	info, err := prog.Info()
+	if err != nil {
+		return 0, fmt.Errorf("asking for a program's number: %w", err)
+	}
+	id, _ := info.ID()
+	return id, nil
+}
+
+// removeAttachments detaches all programs of the pins under dir, those first
+// that hand packets to others.
+func removeAttachments(dir string) (removed []string, err error) {
+	order := sites(0, 0)
+	for i := range order {
+		s := order[len(order)-1-i]
+		pin := filepath.Join(linksDir(dir), s.program)
+		l, err := link.LoadPinnedLink(pin, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return removed, fmt.Errorf("opening pinned link %s: %w", s.program, err)
+		}
+		err = l.Unpin()
+		l.Close() // the last reference: the kernel detaches the program
+		if err != nil {
+			return removed, fmt.Errorf("unpinning link %s: %w", s.program, err)
+		}
+		removed = append(removed, "program "+s.program)
+	}
+	filters, err := removeOurFilters()
+	return append(removed, filters...), err
+}

@@ -1,0 +1,142 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// load makes the objects: spec → adjust → take over pinned maps → load.
+func (a *Accelerator) load() error {
+	spec, err := loadWeft()
+	if err != nil {
+		return fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	if err := adjust(spec, a.opts); err != nil {
+		return err
+	}
+	pinned, err := takeOver(spec, a.opts.PinDir)
+	if err != nil {
+		return err
+	}
+	defer closeAll(pinned)
+	if err := spec.LoadAndAssign(&a.objects, &ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
+		return fmt.Errorf("loading programs: %w", err)
+	}
+	return nil
+}
+
+// adjust sets what is fixed for the life of the programs, and the map sizes.
+func adjust(spec *ebpf.CollectionSpec, opts Options) error {
+	if err := spec.Variables["vni"].Set(opts.VNI); err != nil {
+		return fmt.Errorf("setting the VNI: %w", err)
+	}
+	if err := spec.Variables["port"].Set(opts.Port); err != nil {
+		return fmt.Errorf("setting the port: %w", err)
+	}
+	for _, name := range sizedByPeers {
+		spec.Maps[name].MaxEntries = uint32(opts.MaxPeers)
+	}
+	return nil
+}
+
+// sizedByPeers are the maps with an entry per peer.
+var sizedByPeers = []string{weftMapPeers, weftMapNodes, weftMapPeerStates, weftMapPeerCounters, weftMapSwitches}
+
+// takeOver opens the pinned maps that are as spec wants them. Others are left
+// behind: new ones take their pins once the new programs are attached.
+func takeOver(spec *ebpf.CollectionSpec, dir string) (map[string]*ebpf.Map, error) {
+	pinned := map[string]*ebpf.Map{}
+	for name, want := range spec.Maps {
+		if isData(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			closeAll(pinned)
+			return nil, fmt.Errorf("opening pinned map %s: %w", name, err)
+		}
+		if want.Compatible(m) != nil {
+			m.Close()
+			continue
+		}
+		pinned[name] = m
+	}
+	return pinned, nil
+}
+
+// isData tells the sections of global variables, which are never pinned.
+func isData(name string) bool { return name[0] == '.' }
+
+func closeAll(ms map[string]*ebpf.Map) {
+	for m := range maps.Values(ms) {
+		m.Close()
+	}
+}
+
+// pinMaps makes the maps findable by name. A map of an older make is replaced
+// by rename, so that the name always leads to one.
+func (a *Accelerator) pinMaps() error {
+	for name, m := range a.namedMaps() {
+		path := filepath.Join(a.opts.PinDir, name)
+		if samePin(path, m) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("replacing pin of map %s: %w", name, err)
+		}
+		clone, err := m.Clone() // a Map remembers where it is pinned; ours shall not move
+		if err != nil {
+			return fmt.Errorf("pinning map %s: %w", name, err)
+		}
+		err = clone.Pin(path)
+		clone.Close()
+		if err != nil {
+			return fmt.Errorf("pinning map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// samePin tells whether path leads to m.
+func samePin(path string, m *ebpf.Map) bool {
+	have, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return false
+	}
+	defer have.Close()
+	a, errA := have.Info()
+	b, errB := m.Info()
+	if errA != nil || errB != nil {
+		return false
+	}
+	idA, okA := a.ID()
+	idB, okB := b.ID()
+	return okA && okB && idA == idB
+}
+
+// namedMaps are the maps by the name of their pin.
+func (a *Accelerator) namedMaps() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		weftMapDevices:      a.objects.Devices,
+		weftMapNodes:        a.objects.Nodes,
+		weftMapPeerCounters: a.objects.PeerCounters,
+		weftMapPeerStates:   a.objects.PeerStates,
+		weftMapPeers:        a.objects.Peers,
+		weftMapReasons:      a.objects.Reasons,
+		weftMapRuntime:      a.objects.Runtime,
+		weftMapRxAggregates: a.objects.RxAggregates,
+		weftMapSuspects:     a.objects.Suspects,
+		weftMapSwitches:     a.objects.Switches,
+		weftMapTxAggregates: a.objects.TxAggregates,
+	}
+}

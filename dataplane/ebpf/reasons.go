@@ -1,0 +1,52 @@
+package ebpf
+
+// Reason is why a packet was left to the kernel, or dropped.
+type Reason struct {
+	// Name is the name in metrics and commands: the C constant's, in lower
+	// case and without its prefix.
+	Name string
+	// Help says in a sentence what it means, and where that helps what to do.
+	Help string
+}
+
+// Reasons are indexed by enum reason of bpf/reasons.h. The first is no reason
+// and never counted.
+var Reasons = [weftReasonREASON_COUNT]Reason{
+	weftReasonREASON_NONE: {"none", ""},
+
+	weftReasonREASON_SWITCHED_OFF:      {"switched_off", "acceleration is switched off on this node (weft accel on)"},
+	weftReasonREASON_PEER_SWITCHED_OFF: {"peer_switched_off", "acceleration is switched off for this peer (weft accel on --peer)"},
+	weftReasonREASON_HELD:              {"held", "the agent holds acceleration back; weft status says why"},
+	weftReasonREASON_AGGREGATE:         {"aggregate", "a GSO or GRO aggregate, which the kernel splits and merges better"},
+	weftReasonREASON_AGGREGATE_RECENT:  {"aggregate_recent", "an aggregate of the same flow took the kernel path just before, and order is kept"},
+	weftReasonREASON_HOST_UNPROVEN:     {"host_unproven", "no packet of this peer on the kernel path was seen to pass the host's own rules lately"},
+	weftReasonREASON_HOST_RENEWAL:      {"host_renewal", "sent through the kernel to see that the host's own rules still let this peer through"},
+	weftReasonREASON_DEVICE_MISSING:    {"device_missing", "the device to hand the packet to is gone; the agent makes it again"},
+	weftReasonREASON_INNER_NOT_IPV4:    {"inner_not_ipv4", "the inner packet is not IPv4"},
+	weftReasonREASON_INNER_MALFORMED:   {"inner_malformed", "the inner headers are cut or contradict themselves"},
+
+	weftReasonREASON_DESTINATION_UNKNOWN: {"destination_unknown", "no peer has the inner destination"},
+	weftReasonREASON_DESTINATION_MAC:     {"destination_mac", "the frame is not addressed to the MAC of the peer that has the destination"},
+	weftReasonREASON_MARKED:              {"marked", "the packet is marked and the host has routing rules by mark"},
+	weftReasonREASON_UNDERLAY_ROUTE:      {"underlay_route", "the route to the peer does not leave by the uplink, or there is none"},
+	weftReasonREASON_UNDERLAY_MTU:        {"underlay_mtu", "too long for the route to the peer once encapsulated; the kernel fragments it"},
+	weftReasonREASON_ENCAP_REFUSED:       {"encap_refused", "the kernel refused to make room for outer headers, as for a tunnel within the pod"},
+	weftReasonREASON_HOST_MANGLES:        {"host_mangles", "the host rewrites TTL, DSCP or DF of outer packets, which only the kernel path can do"},
+
+	weftReasonREASON_OUTER_VLAN:            {"outer_vlan", "the outer packet is VLAN-tagged"},
+	weftReasonREASON_OUTER_NOT_FOR_HOST:    {"outer_not_for_host", "the outer frame is not addressed to this host's MAC"},
+	weftReasonREASON_OUTER_ADDRESS:         {"outer_address", "the outer packet is not addressed to this node's public IP"},
+	weftReasonREASON_OUTER_OPTIONS:         {"outer_options", "the outer packet has IP options"},
+	weftReasonREASON_OUTER_FRAGMENT:        {"outer_fragment", "the outer packet is a fragment"},
+	weftReasonREASON_OUTER_CHECKSUM:        {"outer_checksum", "the outer IP header checksum is wrong"},
+	weftReasonREASON_OUTER_LENGTH:          {"outer_length", "the outer lengths contradict each other"},
+	weftReasonREASON_VXLAN_FLAGS:           {"vxlan_flags", "the VXLAN header has unknown bits, or no VNI"},
+	weftReasonREASON_VXLAN_VNI:             {"vxlan_vni", "the VNI is not ours"},
+	weftReasonREASON_INNER_MAC:             {"inner_mac", "the inner frame is not addressed to our overlay device, or claims to come from it"},
+	weftReasonREASON_INNER_UNPROTECTED:     {"inner_unprotected", "the outer checksum is the only one the packet has, and the network card did not verify it"},
+	weftReasonREASON_ECN_CONGESTED:         {"ecn_congested", "marked as congested on the way, but the inner packet can't carry the mark; the kernel drops it (RFC 6040)"},
+	weftReasonREASON_STRIP_REFUSED:         {"strip_refused", "the kernel refused to take the outer headers off"},
+	weftReasonREASON_SOURCE_UNKNOWN_PEER:   {"source_unknown_peer", "source check: the outer source is not a peer"},
+	weftReasonREASON_SOURCE_NOT_ITS_PREFIX: {"source_not_its_prefix", "source check: the inner source is not in the pod prefixes or addresses of the peer that sent it"},
+	weftReasonREASON_SOURCE_UNSEEN:         {"source_unseen", "source check: came to the overlay device without being seen on the uplink (another interface, outer fragments or options)"},
+}

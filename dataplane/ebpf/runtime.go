@@ -1,0 +1,100 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// SourceChecks are the values of the source check, by enum source_check.
+var SourceChecks = []string{
+	weftSourceCheckSOURCE_CHECK_OFF:     "off",
+	weftSourceCheckSOURCE_CHECK_OBSERVE: "observe",
+	weftSourceCheckSOURCE_CHECK_ENFORCE: "enforce",
+}
+
+// syncRuntime writes what is in force, if it changed. Stamps once made stay, so
+// that a packet stamped by the old programs is known to the new ones.
+func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
+	var have weftInForce
+	if err := a.objects.Runtime.Lookup(uint32(0), &have); err != nil {
+		return fmt.Errorf("reading map runtime: %w", err)
+	}
+	want := weftInForce{
+		Local:       toBE32(d.Local),
+		Uplink:      uint32(d.Uplink),
+		Mac:         d.MAC,
+		SourceCheck: sourceCheck(d.SourceCheck),
+		Held:        boolean(d.Held),
+		ByMark:      boolean(d.RoutesByMark),
+		Off:         have.Off,
+		Stamp:       cmp.Or(have.Stamp, uint32(random())|1),
+		Nonce:       cmp.Or(have.Nonce, random()|1),
+	}
+	want.PrefixLengths = uint8(copy(want.PrefixBits[:], lengths))
+	want.Ttl = uint8(sysctl("net/ipv4/ip_default_ttl", 64))
+	want.PortMin, want.PortMax = localPortRange()
+	if want == have {
+		return nil
+	}
+	if err := a.objects.Runtime.Put(uint32(0), want); err != nil {
+		return fmt.Errorf("writing map runtime: %w", err)
+	}
+	return nil
+}
+
+func sourceCheck(name string) uint32 {
+	for i, n := range SourceChecks {
+		if n == name {
+			return uint32(i)
+		}
+	}
+	return uint32(weftSourceCheckSOURCE_CHECK_OBSERVE)
+}
+
+func boolean(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func random() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.NativeEndian.Uint64(b[:])
+}
+
+// localPortRange is where the kernel takes a flow's outer source port from
+// (udp_flow_src_port, inet_get_local_port_range).
+func localPortRange() (low, high uint16) {
+	low, high = 32768, 60999
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return low, high
+	}
+	var l, h uint16
+	if _, err := fmt.Sscan(string(text), &l, &h); err != nil || l > h {
+		return low, high
+	}
+	return l, h
+}
+
+// sysctl reads a number, or returns what the kernel starts with.
+func sysctl(name string, otherwise int) int {
+	text, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		return otherwise
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return otherwise
+	}
+	return n
+}

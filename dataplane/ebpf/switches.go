@@ -1,0 +1,112 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// wholeNode is the key of the node's own switch in the map switches.
+var wholeNode = netip.IPv4Unspecified()
+
+// syncSwitches carries the switches, which are kept by public IP, to where the
+// programs look: the node's into runtime, a peer's into its slot.
+func (a *Accelerator) syncSwitches() error {
+	return carrySwitches(a.objects.Switches, a.objects.Runtime, a.objects.Nodes, a.objects.PeerStates)
+}
+
+func carrySwitches(switches, runtime, nodes, states *ebpf.Map) error {
+	off, err := readAll[uint32, uint32](switches)
+	if err != nil {
+		return fmt.Errorf("reading map switches: %w", err)
+	}
+	if err := carryNodeSwitch(runtime, off[toBE32(wholeNode)]); err != nil {
+		return err
+	}
+	peers, err := readAll[uint32, weftNode](nodes)
+	if err != nil {
+		return fmt.Errorf("reading map nodes: %w", err)
+	}
+	for _, node := range peers {
+		if err := carryPeerSwitch(states, node.Slot, off[node.Remote]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func carryNodeSwitch(runtime *ebpf.Map, off uint32) error {
+	var now weftInForce
+	if err := runtime.Lookup(uint32(0), &now); err != nil {
+		return fmt.Errorf("reading map runtime: %w", err)
+	}
+	if now.Off == off {
+		return nil
+	}
+	now.Off = off
+	if err := runtime.Put(uint32(0), now); err != nil {
+		return fmt.Errorf("writing map runtime: %w", err)
+	}
+	return nil
+}
+
+// carryPeerSwitch writes a whole peer state back. The times in it may be some
+// microseconds old by then, which costs at most one proof.
+func carryPeerSwitch(states *ebpf.Map, slot, off uint32) error {
+	var now weftPeerState
+	if err := states.Lookup(slot, &now); err != nil {
+		return fmt.Errorf("reading peer state %d: %w", slot, err)
+	}
+	if now.Off == off {
+		return nil
+	}
+	now.Off = off
+	if err := states.Put(slot, now); err != nil {
+		return fmt.Errorf("writing peer state %d: %w", slot, err)
+	}
+	return nil
+}
+
+// SetAccel switches acceleration on or off: for the nodes with these public
+// IPs, or for the whole node when there are none. It is effective on the next
+// packet and kept in the pins, so it outlives the agent. A node need not be a
+// peer yet.
+func SetAccel(dir string, on bool, peers []netip.Addr) error {
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	m := map[string]*ebpf.Map{}
+	defer func() { closeAll(m) }()
+	for _, name := range []string{weftMapSwitches, weftMapRuntime, weftMapNodes, weftMapPeerStates} {
+		if m[name], err = ebpf.LoadPinnedMap(filepath.Join(dir, name), nil); err != nil {
+			delete(m, name)
+			return fmt.Errorf("opening pinned map %s: %w", name, err)
+		}
+	}
+	if len(peers) == 0 {
+		peers = []netip.Addr{wholeNode}
+	}
+	for _, peer := range peers {
+		if err := setSwitch(m[weftMapSwitches], peer, on); err != nil {
+			return err
+		}
+	}
+	return carrySwitches(m[weftMapSwitches], m[weftMapRuntime], m[weftMapNodes], m[weftMapPeerStates])
+}
+
+func setSwitch(switches *ebpf.Map, peer netip.Addr, on bool) error {
+	if on {
+		return remove(switches, []uint32{toBE32(peer)})
+	}
+	if err := switches.Put(toBE32(peer), uint32(weftOffOFF_BASE)); err != nil {
+		return fmt.Errorf("switching off %v: %w", peer, err)
+	}
+	return nil
+}

@@ -1,0 +1,249 @@
+//go:build linux
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weft-net/weft/dataplane/ebpf"
+	"github.com/weft-net/weft/dataplane/kernel"
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// The values of Report.Mode.
+const (
+	ModeEBPF   = "ebpf"
+	ModeKernel = "kernel"
+)
+
+// Report reads the present, and adds why the programs are not there, if they
+// are not.
+func (d *Dataplane) Report(ctx context.Context) (Report, error) {
+	d.mu.Lock()
+	reason, vni := d.reason, d.vni
+	d.mu.Unlock()
+
+	r, err := Inspect(ctx, d.opts.PinDir, vni)
+	if reason != "" {
+		r.Reason = reason
+	}
+	return r, err
+}
+
+// Inspect reads a node's dataplane from the pins and the kernel; it needs no
+// agent. A vni of 0 is flannel's 1.
+func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
+	if vni == 0 {
+		vni = 1
+	}
+	r := Report{Mode: ModeKernel, Accel: true, VNI: vni}
+	r.Overlay = device(kernel.DeviceName(vni, false))
+
+	path, err := kernel.Open(nil)
+	if err != nil {
+		return r, err
+	}
+	defer path.Close()
+	entries, err := path.Entries(vni)
+	if err != nil {
+		return r, err
+	}
+
+	view, err := ebpf.OpenView(pinDir)
+	if errors.Is(err, ebpf.ErrNoPins) {
+		r.Reason = "no programs are loaded"
+		r.Peers = comparePeers(nil, entries, false)
+		return r, nil
+	}
+	if err != nil {
+		r.Reason = err.Error()
+		r.Peers = comparePeers(nil, entries, false)
+		return r, err
+	}
+	defer view.Close()
+	return r, r.readPins(view, entries)
+}
+
+// readPins fills in what the pins tell.
+func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
+	now, err := view.Runtime()
+	if err != nil {
+		return err
+	}
+	r.Accel, r.SourceCheck = now.On, now.SourceCheck
+	r.Uplink = deviceByIndex(now.Uplink)
+	r.Uplink.Address = now.Local
+
+	hooks, err := view.Hooks()
+	if err != nil {
+		return err
+	}
+	r.Hooks = reportHooks(hooks)
+	r.Mode, r.Reason = judge(hooks)
+
+	peers, err := view.Peers()
+	if err != nil {
+		return err
+	}
+	r.Peers = comparePeers(peers, entries, true)
+
+	if r.Reasons, err = reportReasons(view); err != nil {
+		return err
+	}
+	if r.Suspects, err = reportSuspects(view); err != nil {
+		return err
+	}
+	r.Maps, err = reportMaps(view)
+	return err
+}
+
+// judge tells the mode from what is attached, and why it is not all it should
+// be.
+func judge(hooks []ebpf.Hook) (mode, reason string) {
+	var missing []string
+	for _, h := range hooks {
+		if h.Kind == "" {
+			missing = append(missing, h.Program)
+		}
+	}
+	if len(missing) > 0 {
+		return ModeKernel, "not attached: " + strings.Join(missing, ", ")
+	}
+	if held := heldBy(hooks); len(held) > 0 {
+		return ModeEBPF, holdReason(held)
+	}
+	return ModeEBPF, ""
+}
+
+func reportHooks(hooks []ebpf.Hook) []Hook {
+	out := make([]Hook, len(hooks))
+	for i, h := range hooks {
+		out[i] = Hook{
+			Program: h.Program, Device: deviceByIndex(h.Device).Name, Direction: "egress",
+			Attached: h.Kind, ID: h.ID, Behind: h.Behind,
+		}
+		if h.Ingress {
+			out[i].Direction = "ingress"
+		}
+	}
+	return out
+}
+
+func reportReasons(view *ebpf.View) ([]ReasonCount, error) {
+	counts, err := view.ReasonCounts()
+	out := make([]ReasonCount, len(counts))
+	for i, c := range counts {
+		out[i] = ReasonCount{Name: c.Name, Help: c.Help, Passed: c.Passed, Dropped: c.Dropped}
+	}
+	return out, err
+}
+
+func reportSuspects(view *ebpf.View) ([]Suspect, error) {
+	suspects, err := view.Suspects()
+	out := make([]Suspect, len(suspects))
+	for i, s := range suspects {
+		out[i] = Suspect{OuterSource: s.Outer, InnerSource: s.Inner, Reason: s.Reason, Packets: s.Packets}
+	}
+	return out, err
+}
+
+func reportMaps(view *ebpf.View) ([]MapInfo, error) {
+	maps, err := view.Maps()
+	out := make([]MapInfo, len(maps))
+	for i, m := range maps {
+		out[i] = MapInfo{Name: m.Name, Type: m.Type, MaxEntries: m.MaxEntries, Bytes: m.Bytes}
+	}
+	return out, err
+}
+
+// comparePeers joins the peers of the maps with those of the kernel, by public
+// IP, and says in words where they differ.
+func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []PeerReport {
+	byIP := map[netip.Addr]*PeerReport{}
+	for _, p := range peers {
+		byIP[p.PublicIP] = &PeerReport{
+			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Accel: p.On, InMap: true, Counters: counters(p),
+		}
+	}
+	seen := map[netip.Prefix]bool{}
+	for _, e := range entries {
+		r := byIP[e.PublicIP]
+		if r == nil {
+			r = &PeerReport{PublicIP: e.PublicIP, MAC: e.MAC, Accel: true}
+			byIP[e.PublicIP] = r
+		}
+		seen[e.Prefix] = true
+		if !slices.Contains(r.Prefixes, e.Prefix) {
+			r.Prefixes = append(r.Prefixes, e.Prefix)
+			if withMap && e.Prefix.Addr().Is4() {
+				r.Divergence = append(r.Divergence, fmt.Sprintf("%v is in the kernel but not in the peers map", e.Prefix))
+			}
+		}
+		if r.InMap && e.MAC != r.MAC {
+			r.Divergence = append(r.Divergence, fmt.Sprintf("%v: the kernel has MAC %v, the peers map %v", e.Prefix, e.MAC, r.MAC))
+		}
+	}
+	for _, p := range peers {
+		r := byIP[p.PublicIP]
+		for _, prefix := range p.Prefixes {
+			if !seen[prefix] {
+				r.Divergence = append(r.Divergence, fmt.Sprintf("%v is in the peers map but the kernel has no complete route, neighbour and FDB entry for it", prefix))
+			}
+		}
+	}
+	out := make([]PeerReport, 0, len(byIP))
+	for _, r := range byIP {
+		out = append(out, *r)
+	}
+	slices.SortFunc(out, func(a, b PeerReport) int { return a.PublicIP.Compare(b.PublicIP) })
+	return out
+}
+
+func counters(p ebpf.Peer) []PathCounters {
+	out := make([]PathCounters, len(p.Paths))
+	for i, c := range p.Paths {
+		out[i] = PathCounters{
+			Path:      ebpf.PathNames[i],
+			TxPackets: c.TxPackets, TxBytes: c.TxBytes, RxPackets: c.RxPackets, RxBytes: c.RxBytes,
+		}
+	}
+	return out
+}
+
+// device describes a network device, by name; a missing one has no name.
+func device(name string) Device {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return Device{}
+	}
+	return describe(i)
+}
+
+func deviceByIndex(index int) Device {
+	i, err := net.InterfaceByIndex(index)
+	if err != nil {
+		return Device{}
+	}
+	return describe(i)
+}
+
+func describe(i *net.Interface) Device {
+	d := Device{Name: i.Name, Index: i.Index, MTU: i.MTU}
+	if len(i.HardwareAddr) == len(d.MAC) {
+		d.MAC = state.MAC(i.HardwareAddr)
+	}
+	addrs, err := i.Addrs()
+	if err != nil || len(addrs) == 0 {
+		return d
+	}
+	if prefix, err := netip.ParsePrefix(addrs[0].String()); err == nil {
+		d.Address = prefix.Addr()
+	}
+	return d
+}
