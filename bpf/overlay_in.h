@@ -40,22 +40,23 @@ int overlay_in(struct __sk_buff *skb)
 	if (!rt || take_stripped(skb, rt))
 		return PASS;
 
-	bool judged = take_judged(skb, rt);
+	enum seen seen = take_seen(skb, rt);
 
 	/* What came in by another interface, as outer fragments or with outer
 	 * options has not passed the source check. */
-	if (!judged && rt->source_check == SOURCE_CHECK_ENFORCE)
+	if (seen == UNSEEN && rt->source_check == SOURCE_CHECK_ENFORCE)
 		return drop(REASON_SOURCE_UNSEEN);
-	if (parse_frame(skb, 0, &frame))
+	/* A suspect's inner source is not to be believed. */
+	if (seen == SEEN_SUSPECT || parse_frame(skb, 0, &frame))
 		return PASS;
 
 	__s64 slot = source_slot(rt, frame.ip.saddr);
 
 	if (slot >= 0)
 		count_peer(slot, PATH_KERNEL, RX, measure(skb, ETH_HLEN, &frame.ip));
-	if (slot >= 0 && judged)
+	if (slot >= 0 && seen == SEEN_GOOD)
 		witness_arrival(slot);
-	if (!judged && rt->source_check == SOURCE_CHECK_OBSERVE)
+	if (seen == UNSEEN && rt->source_check == SOURCE_CHECK_OBSERVE)
 		return pass(REASON_SOURCE_UNSEEN);
 	return PASS;
 }

@@ -16,11 +16,11 @@ enum reason {
 	REASON_HOST_RENEWAL,   /* sent through the kernel to renew that proof */
 	REASON_DEVICE_MISSING,   /* the device to hand it to is gone */
 	REASON_INNER_NOT_IPV4,   /* the inner packet is not IPv4 */
-	REASON_INNER_MALFORMED,	/* the inner headers are cut or contradict themselves */
+	REASON_INNER_MALFORMED, /* the inner headers are cut or contradict themselves */
 
 	/* Out of the overlay. */
 	REASON_DESTINATION_UNKNOWN, /* no peer has the inner destination */
-	REASON_DESTINATION_MAC,	/* the frame is not addressed to that peer's device */
+	REASON_DESTINATION_MAC, /* the frame is not addressed to that peer's device */
 	REASON_MARKED,      /* marked, and the host routes by mark */
 	REASON_UNDERLAY_ROUTE,     /* the route to the peer does not leave by the uplink */
 	REASON_UNDERLAY_MTU,     /* too long for the route once encapsulated */

@@ -8,10 +8,10 @@
  * numbers are used so that no packet from outside can carry a stamp; they are
  * kept in the pinned map runtime, so they hold across an upgrade.
  *
- * judged: set by uplink_in on packets it leaves to the kernel after the source
- *   check, cleared by overlay_in. It lives in skb->priority, which vxlan_rcv()
- *   and GRO leave alone, which is 0 on everything a driver receives, and which
- *   ____dev_forward_skb() clears between namespaces.
+ * seen: set by uplink_in on packets it leaves to the kernel after the source
+ *   check, with its outcome, cleared by overlay_in. It lives in skb->priority,
+ *   which vxlan_rcv() and GRO leave alone, which is 0 on everything a driver
+ *   receives, and which ____dev_forward_skb() clears between namespaces.
  *
  * stripped: set by uplink_in on packets it redirects into the overlay device,
  *   cleared by overlay_in. ____dev_forward_skb() clears the priority, so it
@@ -23,17 +23,29 @@
  *   in skb->tc_index and need not be secret.
  */
 
-static __always_inline void stamp_judged(struct __sk_buff *skb, const struct in_force *rt)
+/* What uplink_in found out about a packet's source. */
+enum seen {
+	UNSEEN, /* it never saw the packet, or could not tell where it is from */
+	SEEN_GOOD,
+	SEEN_SUSPECT,
+};
+
+/* The stamp is odd; a suspect has the even number below. */
+static __always_inline void stamp_seen(struct __sk_buff *skb, const struct in_force *rt,
+				       enum seen seen)
 {
-	skb->priority = rt->stamp;
+	skb->priority = seen == SEEN_GOOD ? rt->stamp : rt->stamp - 1;
 }
 
-static __always_inline bool take_judged(struct __sk_buff *skb, const struct in_force *rt)
+static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct in_force *rt)
 {
-	if (skb->priority != rt->stamp)
-		return false;
+	if ((skb->priority | 1) != rt->stamp)
+		return UNSEEN;
+
+	enum seen seen = skb->priority == rt->stamp ? SEEN_GOOD : SEEN_SUSPECT;
+
 	skb->priority = 0;
-	return true;
+	return seen;
 }
 
 static __always_inline void stamp_stripped(struct __sk_buff *skb, const struct in_force *rt)

@@ -206,11 +206,14 @@ static __always_inline void carry_congestion(struct __sk_buff *skb, const struct
 			    BPF_F_RECOMPUTE_CSUM);
 }
 
-static __always_inline int refuse_source(const struct in_force *rt, const struct arrival *a,
-					 enum reason reason)
+static __always_inline int refuse_source(struct __sk_buff *skb, const struct in_force *rt,
+					 const struct arrival *a, enum reason reason)
 {
 	note_suspect(a, reason);
-	return rt->source_check == SOURCE_CHECK_ENFORCE ? drop(reason) : pass(reason);
+	if (rt->source_check == SOURCE_CHECK_ENFORCE)
+		return drop(reason);
+	stamp_seen(skb, rt, SEEN_SUSPECT);
+	return pass(reason);
 }
 
 static __always_inline int enter(struct __sk_buff *skb, const struct in_force *rt,
@@ -223,9 +226,9 @@ static __always_inline int enter(struct __sk_buff *skb, const struct in_force *r
 	if ((reason = parse_inner(skb, rt, &a->inner)))
 		return pass(reason);
 	if ((reason = check_source(rt, a)) && rt->source_check != SOURCE_CHECK_OFF)
-		return refuse_source(rt, a, reason);
+		return refuse_source(skb, rt, a, reason);
 	if ((reason = may_enter(skb, rt, a)) || (reason = strip(skb, a))) {
-		stamp_judged(skb, rt);
+		stamp_seen(skb, rt, SEEN_GOOD);
 		return pass(reason);
 	}
 	carry_congestion(skb, a);

@@ -62,6 +62,7 @@ type Dataplane struct {
 	vni      uint32
 	lastLook string
 	misfits  int
+	without  bool // the programs were taken away
 	watch    sourceWatch
 }
 
@@ -146,12 +147,18 @@ func (d *Dataplane) acceleratable(result kernel.Result) (kernel.Overlay, string)
 	return kernel.Overlay{}, "there is no IPv4 overlay device"
 }
 
-// goWithout takes the programs away and remembers why.
+// goWithout takes the programs away and remembers why. Where they are away
+// already, nothing is to be done.
 func (d *Dataplane) goWithout(reason string) error {
+	if d.without {
+		d.setReason(reason)
+		return nil
+	}
 	d.closeAccelerator()
 	d.setReason(reason)
 	d.held = nil
 	removed, err := ebpf.Remove(d.opts.PinDir)
+	d.without = err == nil
 	for _, r := range removed {
 		d.opts.Log.Info("removed "+r, "reason", reason)
 	}
@@ -175,7 +182,7 @@ func (d *Dataplane) loadAccelerator(s state.State) error {
 		return err
 	}
 	d.closeAccelerator()
-	d.accel, d.loaded = accel, want
+	d.accel, d.loaded, d.without = accel, want, false
 	d.tellMemory()
 	return nil
 }

@@ -135,12 +135,12 @@ func (a *Accelerator) syncDevices(d Desired) error {
 // Remove detaches all programs and deletes all pins under dir. It returns what
 // it removed, in words; nothing there is no error.
 func Remove(dir string) ([]string, error) {
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
 	removed, err := removeAttachments(dir)
 	if err != nil {
 		return removed, err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return removed, nil
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return removed, fmt.Errorf("removing pins: %w", err)

@@ -179,6 +179,6 @@ func removeAttachments(dir string) (removed []string, err error) {
 		}
 		removed = append(removed, "program "+s.program)
 	}
-	filters, err := removeOurFilters()
+	filters, err := removeOurFilters(func(site) bool { return true })
 	return append(removed, filters...), err
 }

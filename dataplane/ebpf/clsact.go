@@ -49,7 +49,8 @@ func clsact(device int) *netlink.Clsact {
 }
 
 // replaceFilter attaches prog as a clsact filter, in one step with the removal
-// of the one before it. A filter that runs prog already is left alone.
+// of the one before it. A filter that runs prog already is left alone. One that
+// is left on another device is removed.
 func replaceFilter(s site, prog *ebpf.Program) error {
 	id, err := programID(prog)
 	if err != nil {
@@ -64,7 +65,8 @@ func replaceFilter(s site, prog *ebpf.Program) error {
 	if err := netlink.FilterReplace(s.filter(prog.FD())); err != nil {
 		return fmt.Errorf("adding filter: %w", err)
 	}
-	return nil
+	_, err = removeOurFilters(func(other site) bool { return other.program == s.program && other.device != s.device })
+	return err
 }
 
 // ourFilter finds the filter that we put at s, nil if there is none.
@@ -124,10 +126,11 @@ func removeEmptyClsact(device int) error {
 	return nil
 }
 
-// removeOurFilters takes our filters off every device.
-func removeOurFilters() (removed []string, err error) {
+// removeOurFilters takes those of our filters off their devices for which
+// unwanted says so.
+func removeOurFilters(unwanted func(site) bool) (removed []string, err error) {
 	links, err := netlink.LinkList()
-	if err != nil {
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
 	for _, l := range links {
@@ -138,6 +141,10 @@ func removeOurFilters() (removed []string, err error) {
 				return removed, err
 			}
 			if have == nil {
+				continue
+			}
+			s.program = strings.TrimPrefix(have.Name, filterPrefix)
+			if !unwanted(s) {
 				continue
 			}
 			if err := removeFilter(s); err != nil {

@@ -1,0 +1,68 @@
+package kernel
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// interest says which of the kernel's events have to do with a state. On a
+// busy host most do not: pods come and go, a routing daemon changes thousands
+// of routes, neighbours are asked for all the time.
+type interest struct {
+	// uplink is a name, since the device may come later, and an index, since
+	// it may be renamed.
+	uplink      string
+	uplinkIndex int
+	// networks are the overlay's, own this node's share of them, where pods'
+	// own routes come and go.
+	networks, own []netip.Prefix
+	// gateways and macs are those of all peers.
+	gateways map[netip.Addr]bool
+	macs     map[state.MAC]bool
+}
+
+// newInterest is the interest in a state's events.
+func newInterest(s state.State, uplinkIndex int) *interest {
+	in := &interest{
+		uplink:      s.Local.Uplink,
+		uplinkIndex: uplinkIndex,
+		networks:    s.Networks,
+		own:         s.Local.Prefixes,
+		gateways:    make(map[netip.Addr]bool, len(s.Peers)),
+		macs:        make(map[state.MAC]bool, len(s.Peers)),
+	}
+	for _, p := range s.Peers {
+		in.gateways[p.Prefix.Addr()] = true
+		in.macs[p.MAC] = true
+	}
+	return in
+}
+
+// inRoute reports whether a route, whatever device it is on, can lead peers'
+// packets elsewhere: its prefix lies in the overlay's
+// network and not in this node's part of it. A wider one loses against ours.
+func (in *interest) inRoute(prefix netip.Prefix) bool {
+	for _, own := range in.own {
+		if holds(own, prefix) {
+			return false
+		}
+	}
+	for _, network := range in.networks {
+		if holds(network, prefix) {
+			return true
+		}
+	}
+	return in.gateways[prefix.Addr()]
+}
+
+// inNeighbour reports whether an event about a neighbour on an overlay device
+// matters: a peer's, or one that looks like a peer's and is none.
+func (in *interest) inNeighbour(n neighbour, added bool) bool {
+	return in.gateways[n.ip] || added && n.permanent
+}
+
+// inFDB is the same for a forwarding entry.
+func (in *interest) inFDB(f fdbEntry, added bool) bool {
+	return in.macs[f.mac] || added && f.permanent
+}

@@ -1,0 +1,365 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// Path is the kernel path of one node, bound to the network namespace of the
+// thread that called Open. Its methods may be called from any goroutine.
+type Path struct {
+	log *slog.Logger
+	// namespace is the network namespace, for what has no netlink: sysctls and
+	// new sockets.
+	namespace *os.File
+
+	// mu makes one reading or change happen at a time, so that what was read
+	// is not changed by ourselves in between.
+	mu     sync.Mutex
+	links  *netlink.Handle
+	socket *socket
+	// noted are the notes of the last plan, so each is logged once.
+	noted map[string]bool
+	// raRefused are devices whose accept_ra could not be set: /proc/sys is
+	// read-only in most containers. It is not tried again.
+	raRefused map[string]bool
+
+	// interest is what Watch nudges about, as of the last Sync.
+	interest atomic.Pointer[interest]
+}
+
+// Open opens the kernel path of the calling thread's network namespace.
+// Nothing is changed yet.
+func Open(log *slog.Logger) (_ *Path, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	p := &Path{log: log, raRefused: map[string]bool{}}
+	defer func() {
+		if err != nil {
+			_ = p.Close()
+		}
+	}()
+	p.interest.Store(&interest{})
+	if p.namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	}
+	if p.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	if p.socket, err = openSocket(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close lets go of the sockets. What is in the kernel stays, and traffic
+// flows. Remove takes it away.
+func (p *Path) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.socket != nil {
+		p.socket.close()
+	}
+	if p.links != nil {
+		p.links.Close()
+	}
+	if p.namespace != nil {
+		return p.namespace.Close()
+	}
+	return nil
+}
+
+// maxRounds is how often one Sync looks at an overlay: once to put the device
+// right, once for what is on it, and twice more for what changed meanwhile
+// under our hands. What fails then is left to the caller's next Sync.
+const maxRounds = 4
+
+// Sync makes the kernel hold what the state wants and is idempotent: with
+// nothing to do it only reads. The Result is filled as far as it got. The
+// error joins what is wrong with the devices and, in one bounded text, what is
+// wrong with peers; the others are served nevertheless.
+//
+// The caller puts the devices' MACs into the state (see DeviceMAC); a zero MAC
+// means that of the existing device, and is an error when there is none.
+func (p *Path) Sync(ctx context.Context, s state.State) (Result, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	res := Result{Failed: map[netip.Prefix]error{}}
+	p.interest.Store(newInterest(s, 0))
+	found, err := p.look(s)
+	res.Uplink = found.uplink
+	p.interest.Store(newInterest(s, found.uplink.Index))
+
+	errs := []error{err}
+	notes := map[string]bool{}
+	for _, o := range found.overlays {
+		errs = append(errs, p.syncOverlay(ctx, o, s.Peers, found.wanted, &res, notes))
+	}
+	for note := range notes {
+		if !p.noted[note] {
+			p.log.Warn("left alone", "what", note)
+		}
+	}
+	p.noted = notes
+	if len(res.Failed) > 0 {
+		errs = append(errs, &peersError{failed: res.Failed, total: len(s.Peers)})
+	}
+	return res, errors.Join(errs...)
+}
+
+// Plan is what Sync would do now. Nothing is changed.
+func (p *Path) Plan(s state.State) (Plan, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	all := Plan{Failed: map[netip.Prefix]error{}}
+	found, err := p.look(s)
+	errs := []error{err}
+	for _, o := range found.overlays {
+		plan, _, err := p.plan(o, s.Peers, found.wanted)
+		all.Steps = append(all.Steps, plan.Steps...)
+		all.Skipped = append(all.Skipped, plan.Skipped...)
+		all.Notes = append(all.Notes, plan.Notes...)
+		maps.Copy(all.Failed, plan.Failed)
+		errs = append(errs, err)
+	}
+	return all, errors.Join(errs...)
+}
+
+// surroundings are what a state and its uplink say before any overlay is
+// looked at.
+type surroundings struct {
+	uplink   Uplink
+	overlays []overlay
+	// wanted are all peers' prefixes.
+	wanted map[netip.Prefix]bool
+}
+
+// look reads the uplink and derives the overlays from it.
+func (p *Path) look(s state.State) (surroundings, error) {
+	var found surroundings
+	var err error
+	if found.uplink, err = p.readUplink(s.Local.Uplink); err != nil {
+		return found, err
+	}
+	addrs, err := p.readAddresses()
+	if err != nil {
+		return found, err
+	}
+	found.uplink.Addrs = addrs[found.uplink.Index]
+	found.wanted = make(map[netip.Prefix]bool, len(s.Peers))
+	for _, peer := range s.Peers {
+		found.wanted[peer.Prefix] = true
+	}
+	found.overlays, err = overlays(s, found.uplink)
+	return found, err
+}
+
+// plan reads what the kernel holds of an overlay and compares.
+func (p *Path) plan(o overlay, peers []state.Peer, wanted map[netip.Prefix]bool) (Plan, actual, error) {
+	addrs, err := p.readAddresses()
+	if err != nil {
+		return Plan{}, actual{}, err
+	}
+	have, err := p.readActual(o, wanted, addrs)
+	if err != nil {
+		return Plan{}, have, err
+	}
+	plan, err := makePlan(o, peers, have)
+	return plan, have, err
+}
+
+// syncOverlay makes one family's overlay so: first the device, then, read
+// again because a changed device has lost some of it, what is on the device.
+func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, wanted map[netip.Prefix]bool, res *Result, notes map[string]bool) error {
+	for round := 1; ; round++ {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("overlay device %s: %w", o.name, err)
+		}
+		plan, have, err := p.plan(o, peers, wanted)
+		if err != nil {
+			return err
+		}
+		if steps := plan.deviceSteps(); len(steps) > 0 {
+			if round == maxRounds {
+				return fmt.Errorf("overlay device %s: somebody keeps changing it; still to be done: %s", o.name, steps[0])
+			}
+			for _, step := range steps {
+				if err := p.applyDevice(step); err != nil {
+					return fmt.Errorf("overlay device %s: %s: %w", o.name, step, err)
+				}
+				res.Steps++
+			}
+			continue
+		}
+		outcome := p.applyPeers(ctx, plan.Steps, have.device.index)
+		res.Steps += outcome.done
+		if len(outcome.failed)+len(outcome.stale) > 0 && round < maxRounds && ctx.Err() == nil {
+			p.log.Debug("looking again", "device", o.name, "failed", len(outcome.failed), "stale", len(outcome.stale))
+			continue // the kernel changed under our hands: look again
+		}
+
+		res.Overlays = append(res.Overlays, Overlay{
+			Name:    o.name,
+			Index:   have.device.index,
+			MAC:     have.device.mac,
+			MTU:     have.device.mtu,
+			Address: o.address().Addr(),
+			Local:   o.local,
+		})
+		maps.Copy(res.Failed, plan.Failed)
+		maps.Copy(res.Failed, outcome.failed)
+		res.Skipped = append(res.Skipped, plan.Skipped...)
+		for _, note := range plan.Notes {
+			notes[note] = true
+		}
+		if outcome.done > 0 {
+			p.log.Info("peers synced", "device", o.name, "steps", outcome.done, "failed", len(plan.Failed)+len(outcome.failed))
+		}
+		return joinBounded(outcome.stale)
+	}
+}
+
+// joinBounded joins errors, of which there may be thousands alike.
+func joinBounded(errs []error) error {
+	if n := len(errs); n > maxErrorsInText {
+		errs = append(slices.Clone(errs[:maxErrorsInText]), fmt.Errorf("and %d more", n-maxErrorsInText))
+	}
+	return errors.Join(errs...)
+}
+
+// DeviceMAC is the MAC of the overlay device of that name in the calling
+// thread's network namespace; false when there is no such device.
+func DeviceMAC(name string) (state.MAC, bool, error) {
+	p, err := Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return state.MAC{}, false, err
+	}
+	defer func() { _ = p.Close() }() // nothing was changed
+	return p.DeviceMAC(name)
+}
+
+// DeviceMAC is the same in the path's namespace.
+func (p *Path) DeviceMAC(name string) (state.MAC, bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.readDevice(name)
+	if err != nil || d == nil {
+		return state.MAC{}, false, err
+	}
+	if err := refuseForeign(*d); err != nil {
+		return state.MAC{}, false, err
+	}
+	return d.mac, true, nil
+}
+
+// Remove removes the overlay devices of a VNI, and with them their routes,
+// neighbours and FDB entries, and returns the names of those that were there.
+// A device of such a name that is not vxlan is an error and stays.
+func (p *Path) Remove(vni uint32) (removed []string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		d, err := p.readDevice(DeviceName(vni, v6))
+		if err == nil && d != nil {
+			err = refuseForeign(*d)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if d == nil {
+			continue
+		}
+		if err := p.applyDevice(Step{Op: DeleteDevice, Device: d.name}); err != nil {
+			errs = append(errs, fmt.Errorf("removing overlay device %s: %w", d.name, err))
+			continue
+		}
+		removed = append(removed, d.name)
+	}
+	return removed, errors.Join(errs...)
+}
+
+// Entries is what the kernel holds for a VNI's overlay devices, whatever is
+// desired, IPv4 first. Without a device there is none.
+func (p *Path) Entries(vni uint32) ([]Entry, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var entries []Entry
+	for _, v6 := range []bool{false, true} {
+		d, err := p.readDevice(DeviceName(vni, v6))
+		if err != nil {
+			return entries, err
+		}
+		if d == nil || d.kind != "vxlan" {
+			continue
+		}
+		have := actual{device: d}
+		if have.routes, err = p.readRoutes(v6, d, nil); err != nil {
+			return entries, err
+		}
+		if have.neighbours, err = p.readNeighbours(v6, d); err != nil {
+			return entries, err
+		}
+		if have.fdb, err = p.readFDB(d); err != nil {
+			return entries, err
+		}
+		entries = append(entries, joinEntries(have)...)
+	}
+	return entries, nil
+}
+
+// inNamespace runs f on a thread in the path's network namespace.
+func (p *Path) inNamespace(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		changed, err := p.enterNamespace()
+		if !changed {
+			defer runtime.UnlockOSThread()
+		} // else the thread is thrown away with the goroutine
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// enterNamespace moves the calling thread, unless it is there already: a
+// container without CAP_SYS_ADMIN may not move.
+func (p *Path) enterNamespace() (changed bool, err error) {
+	var here, there unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
+		return false, fmt.Errorf("looking at the network namespace: %w", err)
+	}
+	if err := unix.Fstat(int(p.namespace.Fd()), &there); err != nil {
+		return false, fmt.Errorf("looking at the network namespace: %w", err)
+	}
+	if here.Dev == there.Dev && here.Ino == there.Ino {
+		return false, nil
+	}
+	if err := unix.Setns(int(p.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		return false, fmt.Errorf("entering the network namespace: %w", err)
+	}
+	return true, nil
+}

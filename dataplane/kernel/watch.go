@@ -1,0 +1,220 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchGroups are the kernel's events that can tell of a change in what Sync
+// makes, or in what it leans on.
+var watchGroups = []int{
+	unix.RTNLGRP_LINK,
+	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_NEIGH, // FDB entries too
+	unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+}
+
+// resubscribeDelay is the pause after a watch socket failed.
+const resubscribeDelay = time.Second
+
+// Watch nudges whenever something that Sync cares about may have changed,
+// until ctx is done; then the channel is closed. Many changes make one nudge.
+// Sync's own changes are seen too: they cause one more Sync, which finds
+// nothing to do and so causes no more.
+//
+// What to care about is known from the last Sync. Events that came while
+// nobody listened, because the socket ran over or failed, are made up for by a
+// nudge.
+func (p *Path) Watch(ctx context.Context) (<-chan struct{}, error) {
+	w := &watcher{path: p, nudges: make(chan struct{}, 1)}
+	if err := w.subscribe(); err != nil {
+		return nil, fmt.Errorf("watching the kernel: %w", err)
+	}
+	go w.run(ctx)
+	return w.nudges, nil
+}
+
+// watcher is one Watch.
+type watcher struct {
+	path   *Path
+	nudges chan struct{}
+	socket *socket
+	// devices are the indexes of devices that have the name of an overlay
+	// device.
+	devices map[int]bool
+}
+
+func (w *watcher) run(ctx context.Context) {
+	defer close(w.nudges)
+	for {
+		err := w.listen(ctx)
+		w.socket.close()
+		for ctx.Err() == nil {
+			w.path.log.Warn("watching the kernel failed; subscribing again", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(resubscribeDelay):
+			}
+			if err = w.subscribe(); err == nil {
+				w.nudge() // for all that was not heard
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// subscribe opens the socket first and then reads which overlay devices there
+// are, so that none comes unnoticed.
+func (w *watcher) subscribe() error {
+	err := w.path.inNamespace(func() error {
+		var err error
+		w.socket, err = openSocket(watchGroups...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.findDevices(); err != nil {
+		w.socket.close()
+		return err
+	}
+	return nil
+}
+
+// listen reads events until the socket fails or ctx is done.
+func (w *watcher) listen(ctx context.Context) error {
+	socket := w.socket
+	defer context.AfterFunc(ctx, socket.close)()
+	for {
+		received, err := socket.receive(time.Time{})
+		if errors.Is(err, unix.ENOBUFS) {
+			// More came than we could take. What was lost is unknown; the
+			// socket goes on.
+			w.nudge()
+			if err = w.findDevices(); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		relevant := false
+		for m := range received {
+			if w.relevant(m) {
+				relevant = true
+			}
+		}
+		if relevant {
+			w.nudge()
+		}
+	}
+}
+
+// nudge leaves a nudge, unless one lies there already.
+func (w *watcher) nudge() {
+	select {
+	case w.nudges <- struct{}{}:
+	default:
+	}
+}
+
+// findDevices reads which overlay devices there are. It has a socket of its
+// own for that, so that it never waits for a Sync.
+func (w *watcher) findDevices() error {
+	var socket *socket
+	err := w.path.inNamespace(func() error {
+		var err error
+		socket, err = openSocket()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer socket.close()
+	err = socket.dump(
+		func() *request {
+			return newRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg)...)
+		},
+		unix.RTM_NEWLINK,
+		func() { w.devices = map[int]bool{} },
+		func(data []byte) {
+			if index, name := parseLink(data); isDeviceName(name) {
+				w.devices[index] = true
+			}
+		},
+	)
+	if err != nil && !errors.Is(err, errInterrupted) { // a device that comes meanwhile is heard of
+		return fmt.Errorf("reading links: %w", err)
+	}
+	return nil
+}
+
+// parseLink reads index and name of a link (struct ifinfomsg and attributes).
+func parseLink(data []byte) (index int, name string) {
+	if len(data) < unix.SizeofIfInfomsg {
+		return 0, ""
+	}
+	for kind, value := range attributes(data[unix.SizeofIfInfomsg:]) {
+		if kind == unix.IFLA_IFNAME {
+			name = unix.ByteSliceToString(value)
+			break
+		}
+	}
+	return int(native.Uint32(data[4:])), name
+}
+
+// relevant reports whether an event has to do with what Sync makes.
+func (w *watcher) relevant(m message) bool {
+	in := w.path.interest.Load()
+	switch m.kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return w.relevantLink(in, m)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(m.data) < unix.SizeofIfAddrmsg {
+			return false
+		}
+		index := int(native.Uint32(m.data[4:]))
+		return index == in.uplinkIndex || w.devices[index]
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r, index, ok := parseRoute(m.data)
+		return ok && (w.devices[index] || in.inRoute(r.prefix))
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		n, ok := parseNeighbour(m.data)
+		if !ok || !w.devices[n.index] {
+			return false
+		}
+		if n.family == unix.AF_BRIDGE {
+			return in.inFDB(n.fdbEntry(), m.kind == unix.RTM_NEWNEIGH)
+		}
+		return in.inNeighbour(n.neighbour(), m.kind == unix.RTM_NEWNEIGH)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return true
+	}
+	return false
+}
+
+// relevantLink looks at a link that is new, changed or gone.
+func (w *watcher) relevantLink(in *interest, m message) bool {
+	if len(m.data) < unix.SizeofIfInfomsg || m.data[0] == unix.AF_BRIDGE {
+		return false // of AF_BRIDGE: a bridge speaks of its port
+	}
+	index, name := parseLink(m.data)
+	was := w.devices[index] // it may have been renamed away
+	delete(w.devices, index)
+	is := isDeviceName(name)
+	if is && m.kind == unix.RTM_NEWLINK {
+		w.devices[index] = true
+	}
+	return is || was || name == in.uplink || index == in.uplinkIndex
+}
