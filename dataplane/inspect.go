@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
 	"github.com/weft-net/weft/dataplane/kernel"
@@ -44,8 +47,9 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 	}
 	r := Report{Mode: ModeKernel, Accel: true, VNI: vni}
 	r.Overlay = device(kernel.DeviceName(vni, false))
+	r.Port = vxlanPort(r.Overlay.Name)
 
-	path, err := kernel.Open(nil)
+	path, err := kernel.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return r, err
 	}
@@ -157,7 +161,7 @@ func reportMaps(view *ebpf.View) ([]MapInfo, error) {
 	maps, err := view.Maps()
 	out := make([]MapInfo, len(maps))
 	for i, m := range maps {
-		out[i] = MapInfo{Name: m.Name, Type: m.Type, MaxEntries: m.MaxEntries, Bytes: m.Bytes}
+		out[i] = MapInfo{Name: m.Name, Type: m.Type, Entries: m.Entries, MaxEntries: m.MaxEntries, Bytes: m.Bytes}
 	}
 	return out, err
 }
@@ -223,6 +227,16 @@ func device(name string) Device {
 		return Device{}
 	}
 	return describe(i)
+}
+
+// vxlanPort is the UDP destination port of a VXLAN device, 0 when there is no
+// such device.
+func vxlanPort(name string) uint16 {
+	link, err := netlink.LinkByName(name)
+	if vxlan, ok := link.(*netlink.Vxlan); ok && err == nil {
+		return uint16(vxlan.Port)
+	}
+	return 0
 }
 
 func deviceByIndex(index int) Device {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
@@ -33,7 +34,7 @@ func Remove(_ context.Context, pinDir string, vni uint32, all bool) ([]string, e
 	if err != nil || !all {
 		return removed, err
 	}
-	path, err := kernel.Open(nil)
+	path, err := kernel.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return removed, err
 	}

@@ -138,6 +138,15 @@ func mustAllAttached(t *testing.T, hooks []Hook, kind string) {
 	}
 }
 
+// usualKind is how this kernel attaches programs.
+func usualKind(t *testing.T, h *host) string {
+	t.Helper()
+	if haveTCX(t, h) {
+		return "tcx"
+	}
+	return "clsact"
+}
+
 func linkIDs(t *testing.T, h *host) map[string]link.ID {
 	t.Helper()
 	ids := map[string]link.ID{}
@@ -158,6 +167,9 @@ func linkIDs(t *testing.T, h *host) map[string]link.ID {
 
 func TestUpgradeSwapsProgramsInsideTheirLinks(t *testing.T) {
 	h := newHost(t)
+	if !haveTCX(t, h) {
+		t.Skip("this kernel has no tcx; newer ones run this")
+	}
 	old := h.open(t, 16)
 	h.sync(t, old)
 	before, links := h.hooks(t), linkIDs(t, h)
@@ -204,7 +216,7 @@ func TestFailedUpgradeLeavesTheOldPrograms(t *testing.T) {
 		t.Fatalf("the error is %v, want one that names the program", err)
 	}
 	for i, after := range h.hooks(t) {
-		if after.ID != before[i].ID || after.Kind != "tcx" {
+		if after.ID != before[i].ID || after.Kind != before[i].Kind {
 			t.Errorf("%s is now %s %d, was %d", after.Program, after.Kind, after.ID, before[i].ID)
 		}
 	}
@@ -223,7 +235,7 @@ func TestDeviceMadeAnewGetsItsProgramsBack(t *testing.T) {
 		}
 	}
 	h.sync(t, a)
-	mustAllAttached(t, h.hooks(t), "tcx")
+	mustAllAttached(t, h.hooks(t), usualKind(t, h))
 }
 
 func TestMapsOfAnotherSizeAreReplaced(t *testing.T) {

@@ -291,6 +291,7 @@ func (v *View) find(s site) (attachment, error) {
 type MapInfo struct {
 	Name       string
 	Type       string
+	Entries    int
 	MaxEntries uint32
 	Bytes      uint64 // when full
 }
@@ -303,10 +304,32 @@ func (v *View) Maps() ([]MapInfo, error) {
 	}
 	var infos []MapInfo
 	for name, m := range v.maps {
-		infos = append(infos, MapInfo{name, m.Type().String(), m.MaxEntries(), mapBytes(m.Type(), m.KeySize(), m.ValueSize(), m.MaxEntries(), cpus)})
+		entries, err := countEntries(m)
+		if err != nil {
+			return nil, fmt.Errorf("counting the entries of map %s: %w", name, err)
+		}
+		infos = append(infos, MapInfo{
+			Name: name, Type: m.Type().String(), Entries: entries, MaxEntries: m.MaxEntries(),
+			Bytes: mapBytes(m.Type(), m.KeySize(), m.ValueSize(), m.MaxEntries(), cpus),
+		})
 	}
 	slices.SortFunc(infos, func(a, b MapInfo) int {
 		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Name, b.Name))
 	})
 	return infos, nil
+}
+
+// countEntries counts what is in a map. An array always has all its entries.
+func countEntries(m *ebpf.Map) (int, error) {
+	if m.Type() == ebpf.Array || m.Type() == ebpf.PerCPUArray {
+		return int(m.MaxEntries()), nil
+	}
+	entries := 0
+	for key := []byte(nil); ; entries++ {
+		next, err := m.NextKeyBytes(key)
+		if err != nil || next == nil || entries == int(m.MaxEntries()) {
+			return entries, err
+		}
+		key = next
+	}
 }

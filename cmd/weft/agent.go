@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-net/weft/controlplane"
+	"github.com/weft-net/weft/controlplane/static"
+	"github.com/weft-net/weft/dataplane"
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// runAgent is "weft agent".
+func runAgent(e *env, args []string) error {
+	var o agentOptions
+	fs := newFlags(e, "agent", "--config FILE [flags]", `Runs the dataplane of this node until SIGTERM or SIGINT. What it has set up keeps
+carrying traffic after it has stopped; "weft remove" takes it away.`)
+	o.register(fs.FlagSet)
+	if _, err := parseFlags(fs, args); err != nil {
+		return err
+	}
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	return serve(e, o, defaultTiming())
+}
+
+// agent keeps a node's kernel as the store wants it.
+type agent struct {
+	log     *slog.Logger
+	timing  timing
+	store   controlplane.Store
+	path    datapath
+	loop    *loop
+	record  *record
+	metrics *loopMetrics
+	// counters is nil when no metrics are served.
+	counters *collector
+	health   *failures
+
+	// Of the loop's goroutine.
+	reported time.Time
+	mode     string
+	reason   string
+	retries  int
+	ready    bool
+	counting bool
+	// Of the store's goroutine.
+	desired *state.State
+}
+
+// serve runs an agent from the lock to the last word.
+func serve(e *env, o agentOptions, t timing) (err error) {
+	log := o.logger(e)
+	held, err := takeLock(o.RunDir)
+	if errors.Is(err, errLocked) {
+		return fmt.Errorf("another agent runs with --run-dir %s (%w); stop it, or give this one directories of its own", o.RunDir, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+
+	b := thisBuild()
+	log.Info("weft agent starts", "version", b.Version, "pid", os.Getpid(), "kernel", b.Kernel)
+	store, err := static.Open(o.Config, log)
+	if err != nil {
+		// At start somebody is watching: tell all and end. Later a broken
+		// file leaves the last good state in force.
+		return fmt.Errorf("the config file cannot be used:\n%w", err)
+	}
+	first := store.State()
+	log.Info("config read", "store", store.Kind(), "path", store.Path(), "node", first.Local.Node, "vni", first.VNI, "peers", len(namesOf(first)))
+
+	web, err := listenIfWanted(o.MetricsAddr, log)
+	if err != nil {
+		return err
+	}
+	if web != nil {
+		defer web.Close()
+	}
+
+	path, err := e.node.Open(e.ctx, dataplane.Options{
+		PinDir: o.PinDir, StateDir: o.StateDir,
+		Accel: o.Accel, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
+		Log: log,
+	})
+	if err != nil {
+		if e.ctx.Err() != nil {
+			return nil // told to stop while starting
+		}
+		return fmt.Errorf("opening the dataplane: %w", err)
+	}
+	defer func() {
+		if closing := path.Close(); closing != nil && err == nil {
+			err = fmt.Errorf("closing the dataplane: %w", closing)
+		}
+	}()
+
+	a := &agent{
+		log: log, timing: t, store: store, path: path,
+		health: newFailures(log, "reading the peers"),
+		record: newRecord(o.RunDir, runInfo{
+			Version: b.Version, PID: os.Getpid(), StartedAt: e.now().UTC(),
+			Store: storeInfo{Kind: store.Kind(), Config: store.Path()},
+		}, log),
+	}
+	a.loop = newLoop(t, log, path.Sync, path.Changed(), a.synced)
+	a.publish(e, web, b, o.MetricsMaxPeers)
+	defer a.unpublish(web) // before the dataplane that scrapes read is closed
+	if err := a.record.Write(); err != nil {
+		return err
+	}
+	return a.run(e)
+}
+
+// listenIfWanted claims the metrics address, if there is one.
+func listenIfWanted(address string, log *slog.Logger) (*server, error) {
+	if address == "" {
+		return nil, nil
+	}
+	return listen(address, log)
+}
+
+// publish serves the metrics, if there is a server.
+func (a *agent) publish(e *env, web *server, b build, maxPeers int) {
+	registry := newRegistry(b)
+	a.metrics = newLoopMetrics(registry)
+	if web == nil {
+		return
+	}
+	a.counters = newCollector(a.log, a.path.Report, func() names { return a.record.Info().Names }, maxPeers)
+	registry.MustRegister(a.counters)
+	web.Serve(prometheus.Gatherer(registry), checks{healthy: a.healthy(e.now), ready: a.isReady})
+	a.record.Update(func(r *runInfo) { r.Metrics.Address = web.Address() })
+	a.log.Info("metrics served", "address", web.Address())
+}
+
+// unpublish ends the serving of metrics, if there is a server.
+func (a *agent) unpublish(web *server) {
+	if web == nil {
+		return
+	}
+	web.Close()
+	a.counters.Stop()
+}
+
+// run runs the agent's parts until one of them cannot go on or the agent is
+// told to stop. Traffic flows on either way.
+func (a *agent) run(e *env) error {
+	ctx, stop := context.WithCancelCause(e.ctx)
+	defer stop(nil)
+	var parts sync.WaitGroup
+	parts.Go(func() { a.record.Run(ctx) })
+	parts.Go(func() { a.loop.Run(ctx) })
+	parts.Go(func() {
+		err := a.store.Run(ctx, a)
+		if ctx.Err() == nil {
+			if err == nil {
+				err = errors.New("it ended")
+			}
+			stop(fmt.Errorf("reading the peers from the %s store: %w", a.store.Kind(), err))
+		}
+	})
+	<-ctx.Done()
+	if e.ctx.Err() != nil {
+		a.log.Info("told to stop; traffic keeps flowing")
+	}
+	parts.Wait()
+
+	a.record.Update(func(r *runInfo) { r.StoppedAt, r.Ready = e.now().UTC(), false })
+	if err := a.record.Write(); err != nil {
+		a.log.Warn("the run file still says that the agent runs", "error", err)
+	}
+	if e.ctx.Err() == nil {
+		return context.Cause(ctx)
+	}
+	a.log.Info("weft agent stopped; \"weft remove\" takes away what it leaves behind")
+	return nil
+}
+
+// Deliver implements controlplane.Sink.
+func (a *agent) Deliver(s state.State) {
+	if a.desired != nil && reflect.DeepEqual(*a.desired, s) {
+		a.loop.Want(s)
+		return
+	}
+	if a.desired != nil {
+		added, gone, changed := difference(a.desired.Peers, s.Peers)
+		a.log.Info("the peers changed", "prefixes", len(s.Peers), "added", added, "gone", gone, "changed", changed)
+	}
+	a.desired = &s
+	names := namesOf(s)
+	a.record.Update(func(r *runInfo) {
+		r.Node, r.VNI, r.Peers, r.Names = s.Local.Node, s.VNI, len(names), names
+	})
+	a.loop.Want(s)
+}
+
+// difference counts what became of the prefixes.
+func difference(before, after []state.Peer) (added, gone, changed int) {
+	old := map[any]state.Peer{}
+	for _, p := range before {
+		old[p.Prefix] = p
+	}
+	for _, p := range after {
+		was, ok := old[p.Prefix]
+		delete(old, p.Prefix)
+		switch {
+		case !ok:
+			added++
+		case was != p:
+			changed++
+		}
+	}
+	return added, len(old), changed
+}
+
+// Health implements controlplane.Sink.
+func (a *agent) Health(err error) {
+	a.metrics.Health(err)
+	if err != nil {
+		err = fmt.Errorf("keeping what was read last: %w", errors.New(oneLine(err)))
+	}
+	a.health.Note(err)
+	a.record.Update(func(r *runInfo) { r.Store.Error = text(err) })
+}
+
+// synced takes the outcome of a sync.
+func (a *agent) synced(o outcome) {
+	a.metrics.Synced(o)
+	if a.counters != nil && !a.counting {
+		a.counters.Start()
+		a.counting = true
+	}
+	if o.err != nil {
+		a.retries++
+	} else {
+		a.retries = 0
+	}
+	if o.err == nil && !a.ready {
+		a.ready = true
+		a.log.Info("the node is ready", "peers", len(namesOf(o.state)), "prefixes", len(o.state.Peers), "took", o.duration.Round(time.Millisecond))
+	}
+	a.lookAtMode(o.at)
+	a.record.Update(func(r *runInfo) {
+		r.Ready = a.ready
+		r.Sync.Last, r.Sync.Error, r.Sync.Failures = o.at.UTC(), text(o.err), a.retries
+		if o.err == nil {
+			r.Sync.LastSuccess = o.at.UTC()
+		}
+		r.Mode, r.Reason = a.mode, a.reason
+	})
+}
+
+// lookAtMode finds out how packets travel, and says so when that changed.
+func (a *agent) lookAtMode(now time.Time) {
+	if !a.reported.IsZero() && now.Sub(a.reported) < a.timing.ReportGap {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	report, err := a.path.Report(ctx)
+	if err != nil {
+		a.log.Debug("reading the dataplane's mode", "error", err)
+		return
+	}
+	a.reported = now
+	if report.Mode == a.mode && report.Reason == a.reason {
+		return
+	}
+	a.mode, a.reason = report.Mode, report.Reason
+	var why []any
+	if a.reason != "" {
+		why = []any{"reason", a.reason}
+	}
+	a.log.Info("packets take the "+modeInWords(a.mode), append([]any{"mode", a.mode}, why...)...)
+}
+
+// modeInWords completes "packets take the".
+func modeInWords(mode string) string {
+	if mode == "ebpf" {
+		return "accelerated path where they can"
+	}
+	return "kernel path"
+}
+
+// healthy makes the check that the loop is not stuck.
+func (a *agent) healthy(now func() time.Time) func() error {
+	return func() error {
+		if overdue, stuck := a.loop.Stuck(now()); stuck {
+			return fmt.Errorf("the sync loop is stuck, overdue by %s", overdue.Round(time.Second))
+		}
+		return nil
+	}
+}
+
+// isReady checks that the first sync has been done. It stays done when the
+// store breaks later: the node carries traffic all the same.
+func (a *agent) isReady() error {
+	info := a.record.Info()
+	switch {
+	case info.Ready:
+		return nil
+	case info.Sync.Error != "":
+		return fmt.Errorf("the first sync failed and is tried again: %s", info.Sync.Error)
+	case info.Store.Error != "":
+		return errors.New(info.Store.Error)
+	}
+	return errors.New("the first sync is not done yet")
+}
+
+// text is an error's text on one line, or nothing.
+func text(err error) string {
+	const most = 4096 // thousands of peers can fail at once
+	if err == nil {
+		return ""
+	}
+	s := oneLine(err)
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}

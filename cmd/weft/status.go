@@ -1,0 +1,314 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/dataplane"
+)
+
+// runStatus is "weft status".
+func runStatus(e *env, args []string) error {
+	var v view
+	fs := newFlags(e, "status", "[flags]", `Shows how this node's dataplane is doing: the agent, how packets travel and why,
+and what was passed or dropped. It reads the kernel, so it works without an agent.`)
+	v.register(fs.FlagSet)
+	if _, err := parseFlags(fs, args); err != nil {
+		return err
+	}
+	if err := v.validate("status"); err != nil {
+		return err
+	}
+	agent, report, err := v.look(e)
+	if err != nil {
+		return err
+	}
+	if v.json() {
+		return v.writeJSON(e.stdout, struct {
+			schema
+			Agent  agentJSON        `json:"agent"`
+			Report dataplane.Report `json:"report"`
+		}{schema{outputSchema}, agent.json(), withLists(report)})
+	}
+	printStatus(e.stdout, e.now(), agent, report)
+	return nil
+}
+
+// withLists gives programs an empty list where there is none.
+func withLists(r dataplane.Report) dataplane.Report {
+	if r.Hooks == nil {
+		r.Hooks = []dataplane.Hook{}
+	}
+	if r.Peers == nil {
+		r.Peers = []dataplane.PeerReport{}
+	}
+	if r.Reasons == nil {
+		r.Reasons = []dataplane.ReasonCount{}
+	}
+	return r
+}
+
+// agentJSON is an agent as programs see it.
+type agentJSON struct {
+	State life `json:"state"`
+	*runInfo
+}
+
+// json returns the view for programs; the names of peers are with the peers.
+func (v agentView) json() agentJSON {
+	if v.Info.SchemaVersion == 0 {
+		return agentJSON{State: v.Life}
+	}
+	info := v.Info
+	info.Names = nil
+	return agentJSON{v.Life, &info}
+}
+
+// printStatus prints the screen.
+func printStatus(w io.Writer, now time.Time, agent agentView, r dataplane.Report) {
+	f := newFacts(w)
+	agentFacts(f, now, agent)
+	nodeFacts(f, r)
+	f.Flush()
+	printPaths(w, r)
+	printHooks(w, r)
+	printReasons(w, r)
+	printSuspects(w, r)
+	printMaps(w, r)
+}
+
+// agentFacts prints what concerns the agent.
+func agentFacts(f facts, now time.Time, v agentView) {
+	switch v.Life {
+	case never:
+		f.add("agent", "never ran here")
+		return
+	case running:
+		f.add("agent", "running as %s%s, weft %s", v.Holder, since(now, v.Info.StartedAt), v.Info.Version)
+	case stopped:
+		f.add("agent", "stopped %s ago; traffic flows, nothing follows changes of peers", age(now, v.Info.StoppedAt))
+	case dead:
+		f.add("agent", "DEAD, was process %d; traffic flows, nothing follows changes of peers", v.Info.PID)
+	}
+	f.add("node", "%s", orNone(v.Info.Node))
+	store := strings.TrimSpace(v.Info.Store.Kind + " " + v.Info.Store.Config)
+	f.add("store", "%s", store)
+	if v.Info.Store.Error != "" {
+		f.add("", "BROKEN: %s", v.Info.Store.Error)
+	}
+	f.add("sync", "%s", syncWords(now, v.Info.Sync))
+}
+
+// since prints for how long something has been so.
+func since(now, t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf(" for %s", age(now, t))
+}
+
+// syncWords says how the loop fares.
+func syncWords(now time.Time, s syncInfo) string {
+	last := "none succeeded yet"
+	if !s.LastSuccess.IsZero() {
+		last = fmt.Sprintf("last success %s ago", age(now, s.LastSuccess))
+	}
+	if s.Error == "" {
+		return last
+	}
+	return fmt.Sprintf("FAILING, %s, %s: %s", number(s.Failures, "failure", "failures"), last, s.Error)
+}
+
+// nodeFacts prints what the kernel holds.
+func nodeFacts(f facts, r dataplane.Report) {
+	mode := r.Mode
+	if r.Reason != "" {
+		mode += ": " + r.Reason
+	}
+	f.add("mode", "%s", mode)
+	f.add("accel", "%s", accelWords(r))
+	f.add("source check", "%s", orNone(r.SourceCheck))
+	f.add("uplink", "%s", deviceWords(r.Uplink))
+	f.add("overlay", "%s", overlayWords(r))
+	f.add("peers", "%s", peerWords(r))
+}
+
+// accelWords says how the switches stand.
+func accelWords(r dataplane.Report) string {
+	words := onOff(r.Accel)
+	off := 0
+	for _, p := range r.Peers {
+		if !p.Accel {
+			off++
+		}
+	}
+	if off > 0 {
+		words += fmt.Sprintf(", off for %s", number(off, "peer", "peers"))
+	}
+	return words
+}
+
+// deviceWords describes a device.
+func deviceWords(d dataplane.Device) string {
+	if d.Name == "" {
+		return "none"
+	}
+	words := fmt.Sprintf("%s  index %d  mtu %d", d.Name, d.Index, d.MTU)
+	if d.Address.IsValid() {
+		words += "  " + d.Address.String()
+	}
+	if !d.MAC.IsZero() {
+		words += "  " + d.MAC.String()
+	}
+	return words
+}
+
+// overlayWords describes the overlay.
+func overlayWords(r dataplane.Report) string {
+	if r.Overlay.Name == "" {
+		return "none"
+	}
+	return fmt.Sprintf("%s  vni %d  port %d", deviceWords(r.Overlay), r.VNI, r.Port)
+}
+
+// peerWords counts the peers.
+func peerWords(r dataplane.Report) string {
+	outside, diverging := 0, 0
+	for _, p := range r.Peers {
+		if !p.InMap {
+			outside++
+		}
+		if len(p.Divergence) > 0 {
+			diverging++
+		}
+	}
+	words := fmt.Sprint(len(r.Peers))
+	if outside > 0 && r.Mode == "ebpf" {
+		words += fmt.Sprintf(", %d on the kernel path alone", outside)
+	}
+	if diverging > 0 {
+		words += fmt.Sprintf(", %d DIVERGING (\"weft peers\" says where)", diverging)
+	}
+	return words
+}
+
+// printPaths prints the packets by path.
+func printPaths(w io.Writer, r dataplane.Report) {
+	sums := sumPaths(r.Peers)
+	if len(sums) == 0 {
+		return
+	}
+	var tx, rx uint64
+	for _, s := range sums {
+		tx, rx = tx+s.TxPackets, rx+s.RxPackets
+	}
+	t := table{columns: []string{"PATH", ">SENT", ">", ">BYTES", ">RECEIVED", ">", ">BYTES"}}
+	for _, s := range sums {
+		t.row(
+			s.Path,
+			count(s.TxPackets), share(s.TxPackets, tx), size(s.TxBytes),
+			count(s.RxPackets), share(s.RxPackets, rx), size(s.RxBytes),
+		)
+	}
+	section(w, "packets by path", t)
+}
+
+// sumPaths sums the counters of peers by path, in the order they come.
+func sumPaths(peers []dataplane.PeerReport) []dataplane.PathCounters {
+	var sums []dataplane.PathCounters
+	at := map[string]int{}
+	for _, p := range peers {
+		for _, n := range p.Counters {
+			i, ok := at[n.Path]
+			if !ok {
+				i = len(sums)
+				at[n.Path] = i
+				sums = append(sums, dataplane.PathCounters{Path: n.Path})
+			}
+			sums[i].TxPackets += n.TxPackets
+			sums[i].TxBytes += n.TxBytes
+			sums[i].RxPackets += n.RxPackets
+			sums[i].RxBytes += n.RxBytes
+		}
+	}
+	return sums
+}
+
+// printHooks prints where programs sit.
+func printHooks(w io.Writer, r dataplane.Report) {
+	t := table{columns: []string{"PROGRAM", "DEVICE", "DIRECTION", "ATTACHED", ">ID", "BEHIND IT"}}
+	for _, h := range r.Hooks {
+		attached, id := "not attached", "-"
+		if h.Attached != "" {
+			attached, id = h.Attached, fmt.Sprint(h.ID)
+		}
+		t.row(h.Program, orNone(h.Device), h.Direction, attached, id, orDash(strings.Join(h.Behind, ", ")))
+	}
+	section(w, "hooks", t)
+}
+
+// topReasons is how many reasons fit on the screen.
+const topReasons = 10
+
+// printReasons prints the reasons that happened most.
+func printReasons(w io.Writer, r dataplane.Report) {
+	var happened []dataplane.ReasonCount
+	for _, reason := range r.Reasons {
+		if reason.Passed+reason.Dropped > 0 {
+			happened = append(happened, reason)
+		}
+	}
+	// Drops first: they are what somebody misses.
+	slices.SortStableFunc(happened, func(a, b dataplane.ReasonCount) int {
+		return cmp.Or(cmp.Compare(b.Dropped, a.Dropped), cmp.Compare(b.Passed, a.Passed))
+	})
+	title := "reasons for a packet to be dropped or left to the kernel"
+	if len(happened) > topReasons {
+		title += fmt.Sprintf(" (first %d of %d; -o json has all)", topReasons, len(happened))
+		happened = happened[:topReasons]
+	}
+	t := table{columns: []string{"REASON", ">DROPPED", ">PASSED", "MEANING"}}
+	for _, reason := range happened {
+		t.row(reason.Name, count(reason.Dropped), count(reason.Passed), reason.Help)
+	}
+	section(w, title, t)
+}
+
+// printSuspects prints who failed the source check.
+func printSuspects(w io.Writer, r dataplane.Report) {
+	t := table{columns: []string{"OUTER SOURCE", "INNER SOURCE", ">PACKETS", "REASON"}}
+	for _, s := range r.Suspects {
+		t.row(s.OuterSource.String(), s.InnerSource.String(), count(s.Packets), s.Reason)
+	}
+	section(w, "latest senders that failed the source check", t)
+}
+
+// printMaps prints what the maps cost.
+func printMaps(w io.Writer, r dataplane.Report) {
+	t := table{columns: []string{"MAP", "TYPE", ">ENTRIES", ">ROOM", ">MEMORY"}}
+	var sum uint64
+	for _, m := range r.Maps {
+		sum += m.Bytes
+		t.row(m.Name, m.Type, fmt.Sprint(m.Entries), fmt.Sprint(m.MaxEntries), size(m.Bytes))
+	}
+	section(w, fmt.Sprintf("maps, %s when full", size(sum)), t)
+}
+
+// section prints a table under a title, unless it is empty.
+func section(w io.Writer, title string, t table) {
+	if len(t.rows) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", title)
+	t.write(w, "  ")
+}
+
+// orNone is s, or the word none.
+func orNone(s string) string { return cmp.Or(s, "none") }
+
+// orDash is s, or a dash.
+func orDash(s string) string { return cmp.Or(s, "-") }

@@ -1,0 +1,51 @@
+package main
+
+import "time"
+
+// timing says when the loop syncs.
+type timing struct {
+	LeastGap   time.Duration
+	RetryMin   time.Duration
+	RetryMax   time.Duration
+	NudgedMax  time.Duration
+	LongestGap time.Duration
+	StuckAfter time.Duration
+	ReportGap  time.Duration
+}
+
+// defaultTiming is every interval of the agent, with its reason.
+func defaultTiming() timing {
+	return timing{
+		// Between the end of one sync and the start of the next. Nodes join
+		// in bursts and a route change comes as several events: one sync for
+		// all of them. A single change is not delayed at all, as the gap is
+		// usually over.
+		LeastGap: 50 * time.Millisecond,
+
+		// After a failure: a device that is just being created is there in a
+		// quarter of a second; what still fails after minutes needs a person,
+		// and then half a minute is soon enough.
+		RetryMin: 250 * time.Millisecond,
+		RetryMax: 30 * time.Second,
+
+		// A kernel event during that wait may well be the cure (the uplink
+		// came up), so it cuts the wait short; but it may also be the echo of
+		// the failing sync itself, so not below the growing retry gap, and
+		// never further than to this.
+		NudgedMax: 2 * time.Second,
+
+		// Without any event. Some changes send none (TCX links, legacy
+		// iptables), and an event can be lost without a trace; a minute bounds
+		// how long such a fault lasts. A sync that finds nothing to do costs
+		// one read of our own routes and neighbours.
+		LongestGap: time.Minute,
+
+		// A sync of 5,000 peers takes seconds on a slow machine. One that
+		// takes minutes hangs, and /healthz says so.
+		StuckAfter: 2 * time.Minute,
+
+		// Between looks at the mode after a sync, as a report reads all
+		// counters.
+		ReportGap: 5 * time.Second,
+	}
+}
