@@ -325,7 +325,7 @@ func countEntries(m *ebpf.Map) (int, error) {
 		return int(m.MaxEntries()), nil
 	}
 	entries := 0
-	for key := []byte(nil); ; entries++ {
+	for key := any(nil); ; entries++ {
 		next, err := m.NextKeyBytes(key)
 		if err != nil || next == nil || entries == int(m.MaxEntries()) {
 			return entries, err

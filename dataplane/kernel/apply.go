@@ -42,7 +42,11 @@ func (p *Path) applyDevice(s Step) error {
 	case SetMTU:
 		return p.links.LinkSetMTU(link, s.MTU)
 	case AddAddress:
-		return unlessExists(p.links.AddrAdd(link, &netlink.Addr{IPNet: ipNet(s.Prefix)}))
+		err := unlessExists(p.links.AddrAdd(link, &netlink.Addr{IPNet: ipNet(s.Prefix)}))
+		if errors.Is(err, unix.EACCES) && s.Prefix.Addr().Is6() {
+			return fmt.Errorf("%w: IPv6 is off on the device (sysctl net/ipv6/conf/%s/disable_ipv6)", err, s.Device)
+		}
+		return err
 	case DeleteAddress:
 		return unlessGone(p.links.AddrDel(link, &netlink.Addr{IPNet: ipNet(s.Prefix)}))
 	case SetUp:
@@ -65,7 +69,11 @@ func (p *Path) addDevice(s Step) error {
 		UDPCSum:      true,
 	})
 	if errors.Is(err, unix.EEXIST) {
-		if other := p.vxlanInTheWay(s); other != "" {
+		other := p.vxlanInTheWay(s)
+		if other == s.Device {
+			return nil // it came meanwhile; the next look sees whether it is right
+		}
+		if other != "" {
 			return fmt.Errorf("%w: the vxlan device %s has VNI %d and port %d already; remove it or choose another VNI",
 				err, other, s.vni, s.port)
 		}

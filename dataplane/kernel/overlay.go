@@ -20,6 +20,9 @@ const (
 	minMTUv6 = 1280
 	// maxVNI is the largest VXLAN network identifier: it has 24 bits.
 	maxVNI = 1<<24 - 1
+	// maxName is the longest name of a device, in bytes (IFNAMSIZ less the
+	// final zero).
+	maxName = 15
 )
 
 // overlay is what one family's overlay device shall be. IPv4 and IPv6 differ
@@ -113,6 +116,9 @@ func overlays(s state.State, up Uplink) ([]overlay, error) {
 
 // check tells what keeps the device from carrying packets.
 func (o overlay) check(up Uplink) error {
+	if len(o.name) > maxName {
+		return fmt.Errorf("the name is longer than the %d characters a device can have; choose a smaller VNI", maxName)
+	}
 	if !o.owns(o.local) {
 		return fmt.Errorf("underlay address %s is of the wrong family", o.local)
 	}

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type Path struct {
 	// read-only in most containers. It is not tried again.
 	raRefused map[string]bool
 
+	// end ends all watches, with life.
+	life context.Context
+	end  context.CancelFunc
 	// interest is what Watch nudges about, as of the last Sync.
 	interest atomic.Pointer[interest]
 }
@@ -51,6 +55,7 @@ func Open(log *slog.Logger) (_ *Path, err error) {
 	defer runtime.UnlockOSThread()
 
 	p := &Path{log: log, raRefused: map[string]bool{}}
+	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			_ = p.Close()
@@ -69,9 +74,10 @@ func Open(log *slog.Logger) (_ *Path, err error) {
 	return p, nil
 }
 
-// Close lets go of the sockets. What is in the kernel stays, and traffic
+// Close lets go of the sockets and ends all watches. What is in the kernel stays, and traffic
 // flows. Remove takes it away.
 func (p *Path) Close() error {
+	p.end()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.socket != nil {
@@ -81,9 +87,23 @@ func (p *Path) Close() error {
 		p.links.Close()
 	}
 	if p.namespace != nil {
-		return p.namespace.Close()
+		if err := p.namespace.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			return fmt.Errorf("closing the network namespace: %w", err)
+		}
 	}
 	return nil
+}
+
+// begin begins one reading or change; the caller defers end. A path that was
+// closed must not be used: without its sockets netlink would open new ones, in
+// whatever namespace the thread is in.
+func (p *Path) begin() (end func(), err error) {
+	p.mu.Lock()
+	if p.life.Err() != nil {
+		p.mu.Unlock()
+		return nil, fmt.Errorf("kernel path: %w", os.ErrClosed)
+	}
+	return p.mu.Unlock, nil
 }
 
 // maxRounds is how often one Sync looks at an overlay: once to put the device
@@ -99,8 +119,11 @@ const maxRounds = 4
 // The caller puts the devices' MACs into the state (see DeviceMAC); a zero MAC
 // means that of the existing device, and is an error when there is none.
 func (p *Path) Sync(ctx context.Context, s state.State) (Result, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	end, err := p.begin()
+	if err != nil {
+		return Result{}, err
+	}
+	defer end()
 
 	res := Result{Failed: map[netip.Prefix]error{}}
 	p.interest.Store(newInterest(s, 0))
@@ -127,8 +150,11 @@ func (p *Path) Sync(ctx context.Context, s state.State) (Result, error) {
 
 // Plan is what Sync would do now. Nothing is changed.
 func (p *Path) Plan(s state.State) (Plan, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	end, err := p.begin()
+	if err != nil {
+		return Plan{}, err
+	}
+	defer end()
 
 	all := Plan{Failed: map[netip.Prefix]error{}}
 	found, err := p.look(s)
@@ -190,6 +216,7 @@ func (p *Path) plan(o overlay, peers []state.Peer, wanted map[netip.Prefix]bool)
 // syncOverlay makes one family's overlay so: first the device, then, read
 // again because a changed device has lost some of it, what is on the device.
 func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, wanted map[netip.Prefix]bool, res *Result, notes map[string]bool) error {
+	refused := map[Step]error{} // steps on the device that failed
 	for round := 1; ; round++ {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("overlay device %s: %w", o.name, err)
@@ -198,19 +225,28 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 		if err != nil {
 			return err
 		}
-		if steps := plan.deviceSteps(); len(steps) > 0 {
+		steps := plan.deviceSteps()
+		peerSteps := plan.Steps[len(steps):]
+		steps = slices.DeleteFunc(slices.Clone(steps), func(s Step) bool { return refused[s] != nil })
+		if len(steps) > 0 {
 			if round == maxRounds {
 				return fmt.Errorf("overlay device %s: somebody keeps changing it; still to be done: %s", o.name, steps[0])
 			}
 			for _, step := range steps {
 				if err := p.applyDevice(step); err != nil {
-					return fmt.Errorf("overlay device %s: %s: %w", o.name, step, err)
+					err = fmt.Errorf("overlay device %s: %s: %w", o.name, step, err)
+					if step.Op == DeleteDevice || step.Op == AddDevice {
+						return err
+					}
+					// A device with a wrong MTU still serves peers.
+					refused[step] = err
+					continue
 				}
 				res.Steps++
 			}
 			continue
 		}
-		outcome := p.applyPeers(ctx, plan.Steps, have.device.index)
+		outcome := p.applyPeers(ctx, peerSteps, have.device.index)
 		res.Steps += outcome.done
 		if len(outcome.failed)+len(outcome.stale) > 0 && round < maxRounds && ctx.Err() == nil {
 			p.log.Debug("looking again", "device", o.name, "failed", len(outcome.failed), "stale", len(outcome.stale))
@@ -234,7 +270,7 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 		if outcome.done > 0 {
 			p.log.Info("peers synced", "device", o.name, "steps", outcome.done, "failed", len(plan.Failed)+len(outcome.failed))
 		}
-		return joinBounded(outcome.stale)
+		return errors.Join(errors.Join(slices.Collect(maps.Values(refused))...), joinBounded(outcome.stale))
 	}
 }
 
@@ -259,8 +295,11 @@ func DeviceMAC(name string) (state.MAC, bool, error) {
 
 // DeviceMAC is the same in the path's namespace.
 func (p *Path) DeviceMAC(name string) (state.MAC, bool, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	end, err := p.begin()
+	if err != nil {
+		return state.MAC{}, false, err
+	}
+	defer end()
 	d, err := p.readDevice(name)
 	if err != nil || d == nil {
 		return state.MAC{}, false, err
@@ -275,8 +314,11 @@ func (p *Path) DeviceMAC(name string) (state.MAC, bool, error) {
 // neighbours and FDB entries, and returns the names of those that were there.
 // A device of such a name that is not vxlan is an error and stays.
 func (p *Path) Remove(vni uint32) (removed []string, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	end, err := p.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	var errs []error
 	for _, v6 := range []bool{false, true} {
 		d, err := p.readDevice(DeviceName(vni, v6))
@@ -302,8 +344,11 @@ func (p *Path) Remove(vni uint32) (removed []string, err error) {
 // Entries is what the kernel holds for a VNI's overlay devices, whatever is
 // desired, IPv4 first. Without a device there is none.
 func (p *Path) Entries(vni uint32) ([]Entry, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	end, err := p.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	var entries []Entry
 	for _, v6 := range []bool{false, true} {
 		d, err := p.readDevice(DeviceName(vni, v6))
@@ -348,18 +393,25 @@ func (p *Path) inNamespace(f func() error) error {
 // enterNamespace moves the calling thread, unless it is there already: a
 // container without CAP_SYS_ADMIN may not move.
 func (p *Path) enterNamespace() (changed bool, err error) {
-	var here, there unix.Stat_t
+	var here unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
 		return false, fmt.Errorf("looking at the network namespace: %w", err)
 	}
-	if err := unix.Fstat(int(p.namespace.Fd()), &there); err != nil {
-		return false, fmt.Errorf("looking at the network namespace: %w", err)
-	}
-	if here.Dev == there.Dev && here.Ino == there.Ino {
-		return false, nil
-	}
-	if err := unix.Setns(int(p.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+	conn, err := p.namespace.SyscallConn() // holds the file open while it is used
+	if err != nil {
 		return false, fmt.Errorf("entering the network namespace: %w", err)
 	}
-	return true, nil
+	controlErr := conn.Control(func(fd uintptr) {
+		var there unix.Stat_t
+		if err = unix.Fstat(int(fd), &there); err != nil || here.Dev == there.Dev && here.Ino == there.Ino {
+			return
+		}
+		if err = unix.Setns(int(fd), unix.CLONE_NEWNET); err == nil {
+			changed = true
+		}
+	})
+	if err = cmp.Or(controlErr, err); err != nil {
+		return changed, fmt.Errorf("entering the network namespace: %w", err)
+	}
+	return changed, nil
 }

@@ -344,6 +344,7 @@ func TestOverlays(t *testing.T) {
 		},
 		{name: "NoVNI", change: func(s *state.State, _ *Uplink) { s.VNI = 0 }, err: "VNI 0"},
 		{name: "VNITooLarge", change: func(s *state.State, _ *Uplink) { s.VNI = 1 << 24 }, err: "VNI 16777216"},
+		{name: "NameTooLong", change: func(s *state.State, _ *Uplink) { s.VNI = 1<<24 - 1 }, err: "flannel.16777215: the name is longer than the 15 characters"},
 		{name: "NoPort", change: func(s *state.State, _ *Uplink) { s.Port = 0 }, err: "port 0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

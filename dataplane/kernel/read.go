@@ -10,7 +10,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -100,28 +99,28 @@ func newDevice(link netlink.Link) *device {
 
 // readAddresses returns the addresses of all devices, by device index.
 func (p *Path) readAddresses() (map[int][]netip.Prefix, error) {
-	for try := range dumpTries {
-		addrs, err := p.links.AddrList(nil, netlink.FAMILY_ALL)
+	var addrs []netlink.Addr
+	err := untilWhole(func() (interrupted bool, err error) {
+		addrs, err = p.links.AddrList(nil, netlink.FAMILY_ALL)
 		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			time.Sleep(time.Duration(try) * time.Millisecond)
+			return true, nil
+		}
+		return false, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading addresses: %w", err)
+	}
+	byIndex := map[int][]netip.Prefix{}
+	for _, a := range addrs {
+		if a.IPNet == nil {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("reading addresses: %w", err)
+		bits, _ := a.Mask.Size()
+		if prefix := netip.PrefixFrom(addrOf(a.IP), bits); prefix.IsValid() {
+			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], prefix)
 		}
-		byIndex := map[int][]netip.Prefix{}
-		for _, a := range addrs {
-			if a.IPNet == nil {
-				continue
-			}
-			bits, _ := a.Mask.Size()
-			if prefix := netip.PrefixFrom(addrOf(a.IP), bits); prefix.IsValid() {
-				byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], prefix)
-			}
-		}
-		return byIndex, nil
 	}
-	return nil, fmt.Errorf("reading addresses: %w", errInterrupted)
+	return byIndex, nil
 }
 
 // readActual reads what the kernel holds of one overlay. addrs are the
@@ -246,15 +245,15 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 	for attr, value := range attributes(data[unix.SizeofRtMsg:]) {
 		switch attr {
 		case unix.RTA_TABLE:
-			table = native.Uint32(value)
+			table = number(value)
 		case unix.RTA_DST:
 			dst, _ = netip.AddrFromSlice(value)
 		case unix.RTA_GATEWAY:
 			r.gateway, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
-			index = int(native.Uint32(value))
+			index = int(number(value))
 		case unix.RTA_PRIORITY:
-			r.metric = native.Uint32(value)
+			r.metric = number(value)
 		case unix.RTA_MULTIPATH:
 			r.kind = "multipath"
 		case rtaNextHopID:
@@ -267,6 +266,14 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 	}
 	r.prefix = netip.PrefixFrom(dst, bits)
 	return r, index, table == unix.RT_TABLE_MAIN && r.prefix.IsValid()
+}
+
+// number reads an attribute that is a 32-bit number.
+func number(value []byte) uint32 {
+	if len(value) < 4 {
+		return 0
+	}
+	return native.Uint32(value)
 }
 
 // rtaNextHopID is RTA_NH_ID of linux/rtnetlink.h: the route leads to a next hop

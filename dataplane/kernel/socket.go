@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -113,7 +114,7 @@ func (s *socket) receive(deadline time.Time) (iter.Seq[message], error) {
 			n, from, recvErr = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
 			return recvErr != unix.EAGAIN && recvErr != unix.EINTR
 		})
-		if err = errors.Join(err, recvErr); err != nil {
+		if err = cmp.Or(err, recvErr); err != nil { // without err, recvErr is final
 			return nil, err
 		}
 		if n > len(s.buf) {
@@ -222,7 +223,7 @@ func (s *socket) send(b []byte) error {
 		sendErr = unix.Sendto(int(fd), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		return sendErr != unix.EAGAIN && sendErr != unix.EINTR
 	})
-	return errors.Join(err, sendErr)
+	return cmp.Or(err, sendErr) // without err, sendErr is final
 }
 
 // errInterrupted says that the table changed while it was dumped.
@@ -230,12 +231,19 @@ var errInterrupted = errors.New("the table kept changing while it was read")
 
 // dump asks for a table and calls each for every answer of kind answer. The
 // kernel tells when the table changed under way, and then entries may be
-// missing or twice: reset is called and all is read again, a bounded number of
-// times.
+// missing or twice: reset is called and all is read again.
 func (s *socket) dump(makeRequest func() *request, answer uint16, reset func(), each func(data []byte)) error {
-	for try := range dumpTries {
+	return untilWhole(func() (interrupted bool, err error) {
 		reset()
-		interrupted, err := s.dumpOnce(makeRequest(), answer, each)
+		return s.dumpOnce(makeRequest(), answer, each)
+	})
+}
+
+// untilWhole reads a table again and again until it did not change meanwhile,
+// a bounded number of times.
+func untilWhole(read func() (interrupted bool, err error)) error {
+	for try := range dumpTries {
+		interrupted, err := read()
 		if err != nil || !interrupted {
 			return err
 		}
@@ -269,19 +277,11 @@ func (s *socket) dumpOnce(r *request, answer uint16, each func([]byte)) (interru
 	}
 }
 
-// batch sends requests, many at a time, and returns an error or nil for each.
-// The kernel does them one after the other, in order, and goes on after one
-// that fails.
+// batch sends requests, at most batchSize, in one datagram and returns an
+// error or nil for each. The kernel does them one after the other, in order,
+// and goes on after one that fails.
 func (s *socket) batch(requests []*request) []error {
 	errs := make([]error, len(requests))
-	for begin := 0; begin < len(requests); begin += batchSize {
-		end := min(begin+batchSize, len(requests))
-		s.batchOnce(requests[begin:end], errs[begin:end])
-	}
-	return errs
-}
-
-func (s *socket) batchOnce(requests []*request, errs []error) {
 	first := s.seq + 1
 	var b []byte
 	for _, r := range requests {
@@ -300,13 +300,13 @@ func (s *socket) batchOnce(requests []*request, errs []error) {
 	}
 	if err := s.send(b); err != nil {
 		fail(err)
-		return
+		return errs
 	}
 	for open > 0 {
 		received, err := s.receive(time.Now().Add(answerTimeout))
 		if err != nil {
 			fail(fmt.Errorf("waiting for the kernel's answer: %w", err))
-			return
+			return errs
 		}
 		for m := range received {
 			i := int(int32(m.seq - first))
@@ -317,6 +317,7 @@ func (s *socket) batchOnce(requests []*request, errs []error) {
 			open--
 		}
 	}
+	return errs
 }
 
 // ackError reads an acknowledgement (struct nlmsgerr) or the end of a dump:

@@ -36,6 +36,9 @@ type node struct {
 func newNode(t *testing.T, peers string) *node {
 	t.Helper()
 	n := &node{NS: netns.New(t), state: testState(t, peers)}
+	// Without duplicate address detection, whose end a second later is an event
+	// that would pass for the one a test waits for.
+	n.Run(t, "sysctl -q -w net/ipv6/conf/default/accept_dad=0")
 	netns.Connect(t, n.NS, "eth0", netns.New(t), "eth0")
 	n.Run(t,
 		"ip link set lo up",
@@ -629,4 +632,43 @@ func TestFiveThousandPeers(t *testing.T) {
 	timed("device deleted", device+3*count)
 	n.state.Peers = nil
 	timed("5,000 peers removed", 3*count)
+}
+
+// A step on the device fails: peers are served, and the error says what is
+// not as it should be.
+func TestDeviceThatCannotBePutRightStillServesPeers(t *testing.T) {
+	n := newNode(t, peerB)
+	n.state.Local.MTU = 70000 // more than a vxlan device can have
+	n.Run(t, likeFlannel[:5]...)
+	res, err := n.path.Sync(t.Context(), n.state)
+	if err == nil || !strings.Contains(err.Error(), "overlay device flannel.1: ip link set flannel.1 mtu 70000: ") {
+		t.Errorf("sync: %v", err)
+	}
+	if res.Steps != 3 || len(res.Overlays) != 1 {
+		t.Errorf("result is %+v", res)
+	}
+	n.wantShow(t, "flannel.1", flannelDevice+flannelPeerB)
+}
+
+// Two nodes, and a pod address on each: what is programmed carries packets.
+//
+//	a  10.244.25.1 flannel.1 -- eth0 192.0.2.11 ---- 192.0.2.12 eth0 -- flannel.1 10.244.4.1  b
+func TestPacketsFlowBetweenTwoNodes(t *testing.T) {
+	const a, b = "10.244.25.0/24", "10.244.4.0/24"
+	nodes := []*node{{NS: netns.New(t)}, {NS: netns.New(t)}}
+	netns.Connect(t, nodes[0].NS, "eth0", nodes[1].NS, "eth0")
+	for i, n := range nodes {
+		own, other := []string{a, b}[i], []string{b, a}[i]
+		n.state = testState(t, fmt.Sprintf("other %s 192.0.2.%d 0a:00:00:00:00:%02x", other, 12-i, 12-i))
+		n.state.Local.Prefixes = []netip.Prefix{netip.MustParsePrefix(own)}
+		n.state.Local.PublicIP = netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", 11+i))
+		n.state.Local.MAC = mustMAC(t, fmt.Sprintf("0a:00:00:00:00:%02x", 11+i))
+		pod := n.state.Local.Prefixes[0].Addr().Next()
+		n.Run(t, "ip link set lo up", fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", 11+i),
+			"ip link add cni0 type bridge", "ip link set cni0 up", fmt.Sprintf("ip addr add %s/24 dev cni0", pod))
+		n.open(t)
+		n.sync(t)
+	}
+	nodes[0].Run(t, "ping -c 3 -i 0.2 -W 2 -I 10.244.25.1 10.244.4.1")
+	nodes[1].Run(t, "ping -c 3 -i 0.2 -W 2 -s 1422 -M do -I 10.244.4.1 10.244.25.1") // 1450 bytes: the whole MTU
 }

@@ -25,7 +25,7 @@ var watchGroups = []int{
 const resubscribeDelay = time.Second
 
 // Watch nudges whenever something that Sync cares about may have changed,
-// until ctx is done; then the channel is closed. Many changes make one nudge.
+// until ctx is done or the path closed; then the channel is closed. Many changes make one nudge.
 // Sync's own changes are seen too: they cause one more Sync, which finds
 // nothing to do and so causes no more.
 //
@@ -37,7 +37,13 @@ func (p *Path) Watch(ctx context.Context) (<-chan struct{}, error) {
 	if err := w.subscribe(); err != nil {
 		return nil, fmt.Errorf("watching the kernel: %w", err)
 	}
-	go w.run(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(p.life, cancel)
+	go func() {
+		defer cancel()
+		defer stop()
+		w.run(ctx)
+	}()
 	return w.nudges, nil
 }
 

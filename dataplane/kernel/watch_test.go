@@ -4,8 +4,10 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -79,6 +81,7 @@ func TestDamageIsNoticedAndMadeGood(t *testing.T) {
 		"StaleFDB":          "bridge fdb add 0a:00:00:00:00:66 dev flannel.1 dst 192.0.2.66 self permanent",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n, nudges := watching(t, peerB)
 			n.Run(t, damage)
 			wantNudge(t, nudges)
@@ -108,6 +111,7 @@ func TestUplinkAndRulesAreWatched(t *testing.T) {
 		"PodsRoute":      "ip route add 10.244.4.128/25 via 192.0.2.1 dev eth0",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n, nudges := watching(t, peerB)
 			n.Run(t, change)
 			wantNudge(t, nudges)
@@ -180,15 +184,15 @@ func TestOverrunNudges(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nobody listens while more comes than fits, and then the device is
-	// deleted unheard.
+	// deleted and made anew unheard.
 	setReceiveBuffer(t, w.socket, 4096)
 	for i := range 50 {
 		n.Run(t, fmt.Sprintf("ip route add 203.0.113.%d/32 via 192.0.2.1 dev eth0", i))
 	}
 	n.Run(t, "ip link del flannel.1")
+	n.sync(t)
 	go w.run(t.Context())
 	wantNudge(t, w.nudges)
-	n.sync(t)
 	wantQuiet(t, w.nudges)
 	// The new device's index is known.
 	n.Run(t, "ip neigh del 10.244.4.0 dev flannel.1")
@@ -211,21 +215,34 @@ func TestBrokenSocketIsReplaced(t *testing.T) {
 	wantNudge(t, w.nudges)
 }
 
-func TestWatchEndsWithItsContext(t *testing.T) {
-	n := newNode(t, peerB)
-	ctx, cancel := context.WithCancel(t.Context())
-	nudges, err := n.path.Watch(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	select {
-	case _, open := <-nudges:
-		if open {
-			t.Error("a nudge instead of the end")
-		}
-	case <-time.After(soon):
-		t.Error("the channel is not closed")
+func TestWatchEndsWithItsContextAndItsPath(t *testing.T) {
+	for name, end := range map[string]func(*node, context.CancelFunc){
+		"Context": func(_ *node, cancel context.CancelFunc) { cancel() },
+		"Path":    func(n *node, _ context.CancelFunc) { _ = n.path.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, peerB)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			nudges, err := n.path.Watch(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			end(n, cancel)
+			select {
+			case _, open := <-nudges:
+				if open {
+					t.Error("a nudge instead of the end")
+				}
+			case <-time.After(soon):
+				t.Error("the channel is not closed")
+			}
+			if name == "Path" {
+				if _, err := n.path.Sync(t.Context(), n.state); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("sync of a closed path: %v", err)
+				}
+			}
+		})
 	}
 }
 

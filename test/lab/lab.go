@@ -1,0 +1,275 @@
+//go:build linux
+
+// Package lab builds a small cluster out of namespaces on one machine, for
+// tests, demonstrations and benchmarks. It is made of the real things (kernel
+// devices, netfilter, mounts), and nothing of the machine itself is touched.
+//
+//	     lab-n1 (node)                                     lab-n2 (node)
+//	+------------------------------+              +------------------------------+
+//	| p1: 10.244.1.2  p2: .3       |              | p1: 10.244.2.2  p2: .3       |
+//	|   eth0            eth0       |              |   eth0            eth0       |
+//	|     |  (lab-n1-p1)  |  (-p2) |              |     |  (lab-n2-p1)  |  (-p2) |
+//	|   veth1           veth2      |              |   veth1           veth2      |
+//	|     +------ cni0 ---+        |              |     +------ cni0 ---+        |
+//	|        10.244.1.1/24         |              |        10.244.2.1/24         |
+//	|              |               |              |              |               |
+//	|          flannel.1           |              |          flannel.1           |
+//	|          10.244.1.0          |              |          10.244.2.0          |
+//	|              |               |              |              |               |
+//	|    eth0 192.0.2.11/24        |              |    eth0 192.0.2.12/24        |
+//	+--------------|---------------+              +--------------|---------------+
+//	               |           lab-underlay                      |
+//	            +--n1--------------- br0 ------------------------n2--+
+//	            |               192.0.2.1/24                         |
+//	            +----------------------------------------------------+
+//
+// "lab" stands for the lab's name: several labs exist side by side with the
+// same addresses, since they share nothing. A node is a network, mount and UTS
+// namespace held open by a sleeping process; /run and /var/lib/weft are private
+// tmpfs and /sys/fs/bpf is a BPF filesystem of its own there, so programs run
+// with their default paths. A pod is a network namespace; its programs see the
+// mounts of its node. cni0, its pods and their addresses are there from the
+// start; flannel.1 is made by the node's kind: by plain ip and bridge commands,
+// by the weft agent, or not at all.
+//
+// Every MAC address is 0a:58 and then the IPv4 address of the device.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+)
+
+// Kind says who makes a node's overlay.
+type Kind string
+
+const (
+	// Bare nodes have no overlay: the caller makes one, by StartAgent or else.
+	Bare Kind = "bare"
+	// Kernel nodes get flannel's state by ip and bridge commands: a peer that
+	// shares no code with weft.
+	Kernel Kind = "kernel"
+	// Weft nodes run the weft agent; New waits until each is ready.
+	Weft Kind = "weft"
+)
+
+// Underlay says what crosses between nodes.
+type Underlay string
+
+const (
+	// Virtual is veth as it is: aggregates of up to 64 KB cross whole.
+	Virtual Underlay = "virtual"
+	// Wire makes each uplink send packets no longer than its MTU and merge
+	// what it receives (GRO), as a network card does.
+	Wire Underlay = "wire"
+)
+
+// Options say what a lab looks like. The zero value is two bare nodes with one
+// pod each on a virtual underlay.
+type Options struct {
+	// Name is part of every namespace's name. Empty means a new name that
+	// nobody uses. Lower-case letters and digits.
+	Name string `json:"name"`
+	// Nodes is the number of nodes, 2 by default, and Pods that of the pods on
+	// each, 1 by default (NoPods for none).
+	Nodes int `json:"nodes"`
+	Pods  int `json:"pods"`
+	// Kinds are the kinds of the nodes in order; nodes beyond the list are of
+	// the kind that ends it. Empty means Bare.
+	Kinds []Kind `json:"kinds"`
+	// Underlay is Virtual by default.
+	Underlay Underlay `json:"underlay"`
+	// MTU is the underlay's, 1500 by default. Pods and cni0 have 50 less.
+	MTU int `json:"mtu"`
+	// VNI and Port are the overlay's: 1 and 8472 by default, as flannel's.
+	VNI  uint32 `json:"vni"`
+	Port uint16 `json:"port"`
+	// Netfilter loads the rules that kube-proxy leaves on a node (and on
+	// Kernel nodes those of flannel), which also turns conntrack on.
+	Netfilter bool `json:"netfilter"`
+	// Binary is the weft program that Weft nodes run, and AgentFlags what its
+	// agent is told besides --config.
+	Binary     string   `json:"binary"`
+	AgentFlags []string `json:"agentFlags"`
+	// Keep leaves the lab up when the process that made it ends without Close.
+	// Else the next lab made on the machine clears it away.
+	Keep bool `json:"keep"`
+	// Log gets a line for every step of building, if set.
+	Log io.Writer `json:"-"`
+}
+
+// NoPods as Options.Pods means nodes without any pod.
+const NoPods = -1
+
+// limits of the address plan: 192.0.2.(10+node), 10.244.(node).(1+pod).
+const (
+	maxNodes = 200
+	maxPods  = 250
+)
+
+// defaults fills in what is not set and reports everything that is wrong.
+func (o Options) defaults() (Options, error) {
+	setDefault(&o.Nodes, 2)
+	setDefault(&o.Pods, 1)
+	setDefault(&o.MTU, 1500)
+	setDefault(&o.VNI, 1)
+	setDefault(&o.Port, 8472)
+	setDefault(&o.Underlay, Virtual)
+	o.Pods = max(o.Pods, 0)
+
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if o.Nodes < 1 || o.Nodes > maxNodes {
+		wrong("%d nodes: a lab has 1 to %d", o.Nodes, maxNodes)
+	}
+	if o.Pods > maxPods {
+		wrong("%d pods: a node has at most %d", o.Pods, maxPods)
+	}
+	if o.MTU < 700 || o.MTU > 65000 {
+		wrong("underlay MTU %d: choose 700 to 65000", o.MTU)
+	}
+	if o.Underlay != Virtual && o.Underlay != Wire {
+		wrong("underlay %q: choose %s or %s", o.Underlay, Virtual, Wire)
+	}
+	for _, k := range o.Kinds {
+		if k != Bare && k != Kernel && k != Weft {
+			wrong("node kind %q: choose %s, %s or %s", k, Bare, Kernel, Weft)
+		}
+	}
+	if slices.Contains(o.Kinds, Weft) && o.Binary == "" {
+		wrong("nodes of kind %s need the weft program: give Binary", Weft)
+	}
+	if o.Binary != "" {
+		abs, err := filepath.Abs(o.Binary)
+		if err != nil {
+			wrong("finding %s: %w", o.Binary, err)
+		}
+		o.Binary = abs
+	}
+	return o, errors.Join(errs...)
+}
+
+// setDefault gives a value to what is zero.
+func setDefault[T comparable](p *T, value T) {
+	var zero T
+	if *p == zero {
+		*p = value
+	}
+}
+
+// kind returns the kind of a node, counted from 1.
+func (o Options) kind(node int) Kind {
+	if len(o.Kinds) == 0 {
+		return Bare
+	}
+	return o.Kinds[min(node, len(o.Kinds))-1]
+}
+
+// Lab is a cluster in namespaces. Its methods may be used by several
+// goroutines, but one node's agent by one at a time.
+type Lab struct {
+	Options  Options
+	Nodes    []*Node
+	Underlay *Space
+
+	record *record
+}
+
+// New builds a lab. When that fails, or ctx ends, nothing is left of it.
+func New(ctx context.Context, opts Options) (*Lab, error) {
+	opts, err := opts.defaults()
+	if err != nil {
+		return nil, fmt.Errorf("lab options: %w", err)
+	}
+	rec, err := newRecord(opts)
+	if err != nil {
+		return nil, err
+	}
+	l := newLab(rec)
+	if err := l.build(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("building lab %s: %w", l.Name(), err), l.Close())
+	}
+	return l, nil
+}
+
+// Open returns a lab that another process made and left up.
+func Open(name string) (*Lab, error) {
+	rec, err := readRecord(name)
+	if err != nil {
+		return nil, err
+	}
+	return newLab(rec), nil
+}
+
+// newLab makes the Go side of a lab from its record.
+func newLab(rec *record) *Lab {
+	l := &Lab{Options: rec.Options, record: rec}
+	l.Underlay = &Space{lab: l, name: "underlay", netns: l.Name() + "-underlay"}
+	for i := 1; i <= l.Options.Nodes; i++ {
+		l.Nodes = append(l.Nodes, newNode(l, i))
+	}
+	return l
+}
+
+// build makes the lab, each step leaning on those before it.
+func (l *Lab) build(ctx context.Context) error {
+	if err := l.buildUnderlay(ctx); err != nil {
+		return err
+	}
+	for _, n := range l.Nodes {
+		l.logf("node %s (%s): %s, pods %s", n, n.Kind, n.IP, n.Prefix)
+		if err := n.build(ctx); err != nil {
+			return fmt.Errorf("node %s: %w", n, err)
+		}
+	}
+	for _, n := range l.Nodes {
+		if err := n.buildOverlay(ctx); err != nil {
+			return fmt.Errorf("overlay of node %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// Name is the lab's name.
+func (l *Lab) Name() string { return l.Options.Name }
+
+// Node returns a node, counted from 1.
+func (l *Lab) Node(i int) *Node { return l.Nodes[i-1] }
+
+// Pod returns a pod, node and pod counted from 1.
+func (l *Lab) Pod(node, pod int) *Pod { return l.Node(node).Pods[pod-1] }
+
+// Space returns the space called "underlay", "n1" or "n1/p1".
+func (l *Lab) Space(name string) (*Space, error) {
+	if name == l.Underlay.name {
+		return l.Underlay, nil
+	}
+	for _, n := range l.Nodes {
+		if n.name == name {
+			return &n.Space, nil
+		}
+		for _, p := range n.Pods {
+			if p.name == name {
+				return &p.Space, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("lab %s has no %q: it has underlay, nodes n1 to n%d and pods like n1/p1", l.Name(), name, len(l.Nodes))
+}
+
+// Close takes everything away: the processes that were started in the lab, its
+// namespaces and what was mounted for them.
+func (l *Lab) Close() error { return l.record.remove() }
+
+// Directory is where the lab's logs and its record lie, until Close.
+func (l *Lab) Directory() string { return l.record.directory() }
+
+func (l *Lab) logf(format string, args ...any) {
+	if l.Options.Log != nil {
+		fmt.Fprintf(l.Options.Log, format+"\n", args...)
+	}
+}

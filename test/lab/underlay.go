@@ -1,0 +1,64 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// buildUnderlay makes the namespace that the nodes' uplinks meet in. Its
+// bridge carries an address too, so that it can play the world outside.
+func (l *Lab) buildUnderlay(ctx context.Context) error {
+	l.logf("underlay %s (%s, MTU %d)", l.Underlay.netns, l.Options.Underlay, l.Options.MTU)
+	if err := newNamespace(l.Underlay.netns); err != nil {
+		return err
+	}
+	// A cable does not run netfilter over what it carries.
+	for _, family := range []string{"ip", "ip6", "arp"} {
+		if err := l.Underlay.Sysctl("net/bridge/bridge-nf-call-"+family+"tables", "0"); err != nil {
+			l.logf("underlay: %v (no bridge netfilter, none to turn off)", err)
+			break
+		}
+	}
+	return l.Underlay.ip(ctx,
+		"link set lo up",
+		fmt.Sprintf("link add br0 address %s mtu %d type bridge stp_state 0 mcast_snooping 0", macOf(Gateway), l.Options.MTU),
+		"link set br0 up",
+		fmt.Sprintf("address add %s%s dev br0", Gateway, underlayBits),
+	)
+}
+
+// plugIn joins a node's eth0 to the underlay. The other end is a port of br0
+// that has the node's name.
+func (n *Node) plugIn(ctx context.Context) error {
+	mtu := n.lab.Options.MTU
+	if err := n.lab.Underlay.ip(ctx,
+		fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s", n.name, mtu, mtu, macOf(n.IP), n.netns),
+		fmt.Sprintf("link set %s master br0 up", n.name),
+	); err != nil {
+		return err
+	}
+	if n.lab.Options.Underlay == Wire {
+		if err := n.Run(ctx, wireFeatures); err != nil {
+			return err
+		}
+	}
+	return n.ip(ctx,
+		fmt.Sprintf("address add %s%s dev eth0", n.IP, underlayBits),
+		"link set eth0 up",
+		fmt.Sprintf("route add default via %s dev eth0", Gateway),
+	)
+}
+
+// wireFeatures make eth0 cut what it sends into packets of its MTU and merge
+// what it receives, like a network card without tunnel offloads. Only this end
+// matters: the packets are cut before they enter the veth pair, and the bridge
+// ports do not merge them again, since veth has GRO off unless asked.
+var wireFeatures = strings.Join([]string{
+	"ethtool -K eth0",
+	"tso off tx-udp-segmentation off",
+	"tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off",
+	"gro on",
+}, " ")
