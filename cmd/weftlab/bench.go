@@ -137,11 +137,13 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	if o.rounds < 1 || o.time <= 0 {
 		errs = append(errs, usagef("bench: --rounds and --time must be more than nothing"))
 	}
+	if err := errors.Join(errs...); err != nil {
+		return o, err
+	}
 	if slices.ContainsFunc(o.modes, func(m mode) bool { return m.kind == lab.Weft }) {
 		o.weft, err = findWeft(*weft)
-		errs = append(errs, err)
 	}
-	return o, errors.Join(errs...)
+	return o, err
 }
 
 // parseModes reads a list of modes.
@@ -208,7 +210,7 @@ func (b *bench) header(w io.Writer) error {
 			return fmt.Errorf("asking %s for its version: %w", o.weft, err)
 		}
 		first, _, _ := strings.Cut(string(version), "\n")
-		fmt.Fprintf(w, "weft       %s\n", first)
+		fmt.Fprintf(w, "weft       %s\n", strings.TrimPrefix(first, "weft "))
 	}
 	netfilter := "as kube-proxy and flannel leave it, conntrack on"
 	if !o.netfilter {
@@ -241,7 +243,7 @@ func (b *bench) measureUnderlay(underlay lab.Underlay) error {
 	labs, err := b.build(underlay)
 	defer func() {
 		for _, l := range labs {
-			l.Close() // a lab that is left over is told of by the next `down`
+			b.remove(l)
 		}
 	}()
 	if err != nil {
@@ -421,7 +423,7 @@ func (b *bench) load(l *lab.Lab, m mode, test workload, cpus int) (count, error)
 	if err != nil {
 		return count{}, err
 	}
-	defer p.Stop(unix.SIGKILL)
+	defer func() { _ = p.Stop(unix.SIGKILL) }() // most have ended by then
 	if err := p.WaitOutput(ctx, serverReady+"\n"); err != nil {
 		return count{}, err
 	}

@@ -36,7 +36,8 @@ func runDemo(e *env, args []string) error {
 		return err
 	}
 	if err := d.show(); err != nil {
-		return errors.Join(err, d.lab.Close())
+		e.remove(d.lab)
+		return err
 	}
 	if *keep {
 		d.heading("Yours to play with")
@@ -44,7 +45,7 @@ func runDemo(e *env, args []string) error {
 		printPlay(e, d.lab)
 		return nil
 	}
-	return d.remove()
+	return d.end()
 }
 
 // demo is a show that is being given.
@@ -197,7 +198,7 @@ func (d *demo) switchWhileTrafficRuns() error {
 	if err != nil {
 		return err
 	}
-	defer probe.Stop()
+	defer func() { _, _ = probe.Stop() }() // if a claim does not hold
 	if _, err := d.shown(d.lab.Node(1), "weft accel off"); err != nil {
 		return err
 	}
@@ -268,8 +269,8 @@ func (d *demo) bpftool() error {
 // linkedProgram finds the program's number in what bpftool prints of a link.
 var linkedProgram = regexp.MustCompile(`prog (\d+)`)
 
-// remove ends the show and checks that it leaves nothing.
-func (d *demo) remove() error {
+// end removes the lab and checks that it is gone.
+func (d *demo) end() error {
 	d.heading("All gone")
 	if err := d.lab.Close(); err != nil {
 		return err

@@ -12,12 +12,20 @@ import (
 	"strings"
 )
 
+// flagSet is the flags of a command and its help.
+type flagSet struct {
+	*flag.FlagSet
+	help func()
+}
+
 // newFlags makes the flags of a command. usage is what follows the command's
 // name, about is a paragraph.
-func newFlags(e *env, name, usage, about string) *flag.FlagSet {
+func newFlags(e *env, name, usage, about string) flagSet {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // package flag would print the help after each mistake
-	fs.Usage = func() {
+	// Package flag would print the help after each mistake.
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	return flagSet{fs, func() {
 		fmt.Fprintf(e.stdout, "Usage: weftlab %s\n\n%s\n", strings.TrimSpace(name+" "+usage), about)
 		head := "\nFlags:\n"
 		fs.VisitAll(func(f *flag.Flag) {
@@ -29,16 +37,16 @@ func newFlags(e *env, name, usage, about string) *flag.FlagSet {
 			fmt.Fprintf(e.stdout, "%s%s\n        %s\n", head, line, text)
 			head = ""
 		})
-	}
-	return fs
+	}}
 }
 
 // parseFlags parses flags and returns what follows them, at most a number of
 // words (any number if that is negative).
-func parseFlags(fs *flag.FlagSet, args []string, most int) ([]string, error) {
+func parseFlags(fs flagSet, args []string, most int) ([]string, error) {
 	err := fs.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		fs.help()
 		return nil, err
 	case err != nil:
 		return nil, usagef(`%s: %v; "weftlab %s -h" lists the flags`, fs.Name(), err, fs.Name())
@@ -52,7 +60,7 @@ func parseFlags(fs *flag.FlagSet, args []string, most int) ([]string, error) {
 const defaultName = "weft"
 
 // weftFlag adds the flag that says where the weft program is.
-func weftFlag(fs *flag.FlagSet) *string {
+func weftFlag(fs flagSet) *string {
 	return fs.String("weft", "", "`path` of the weft program; by default the one beside weftlab, else the one in PATH")
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -73,14 +74,15 @@ func printPlay(e *env, l *lab.Lab) {
 	tip := func(what, format string, args ...any) {
 		fmt.Fprintf(table, "  %s\t%s\n", fmt.Sprintf(format, args...), what)
 	}
+	self := os.Args[0]
 	if len(l.Nodes) > 1 && len(l.Node(1).Pods) > 0 {
-		tip("from pod to pod", "bin/weftlab exec %sn1/p1 -- ping -c 3 %s", flag, l.Pod(2, 1).IP)
+		tip("from pod to pod", "%s exec %sn1/p1 -- ping -c 3 %s", self, flag, l.Pod(2, 1).IP)
 	}
-	tip("what a node's dataplane does", "bin/weftlab exec %sn1 -- weft status", flag)
-	tip("a shell on a node", "bin/weftlab exec %sn1", flag)
+	tip("what a node's dataplane does", "%s exec %sn1 -- weft status", self, flag)
+	tip("a shell on a node", "%s exec %sn1", self, flag)
 	tip("a node's network, without entering", "ip -n %s address", l.Node(1).Namespace())
 	tip("what its agent says", "cat %s/n1-weft-*.log", l.Directory())
-	tip("remove it all", "bin/weftlab down %s", flag)
+	tip("remove it all", "%s down %s", self, flag)
 	table.Flush()
 }
 

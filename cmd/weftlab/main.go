@@ -11,11 +11,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
 	"text/tabwriter"
+
+	"github.com/weft-net/weft/test/lab"
 )
 
 // env is everything a command knows of the world around it.
@@ -46,24 +47,26 @@ func commands() []command {
 	}
 }
 
-var (
-	// errUsage marks a command line that cannot be understood: status 2.
-	errUsage = errors.New("usage")
-	// errReported marks a failure that has been told already.
-	errReported = errors.New("reported")
-)
+// errUsage marks a command line that cannot be understood: status 2.
+var errUsage = errors.New("usage")
 
-// usagef makes an error about the command line.
-func usagef(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", errUsage, fmt.Sprintf(format, args...))
-}
+// usageError is a sentence about the command line.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+func (e usageError) Is(target error) bool { return target == errUsage }
+
+// usagef makes a usageError.
+func usagef(format string, args ...any) error { return usageError(fmt.Sprintf(format, args...)) }
 
 func main() { os.Exit(weftlab(os.Args[1:])) }
 
 // weftlab runs args in the real world and returns the exit status. A signal
-// ends the context, and with it the command, which then removes what it built.
+// ends the context, and with it the command, which then removes what it built;
+// so does a reader of our output that goes away.
 func weftlab(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	return run(&env{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr}, args)
 }
@@ -71,21 +74,25 @@ func weftlab(args []string) int {
 // run runs args in e and returns the exit status, errors told on e.stderr.
 func run(e *env, args []string) int {
 	err := dispatch(e, args)
-	var exit *exec.ExitError
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return 0
-	case errors.Is(err, errReported):
-		return 1
-	case errors.Is(err, errUsage):
-		fmt.Fprintf(e.stderr, "weftlab: %s\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
-		return 2
-	case e.ctx.Err() != nil && !errors.As(err, &exit):
-		fmt.Fprintf(e.stderr, "weftlab: interrupted\n")
+	case e.ctx.Err() != nil:
+		fmt.Fprintln(e.stderr, "weftlab: interrupted")
 		return 130
 	}
 	fmt.Fprintf(e.stderr, "weftlab: %v\n", err)
+	if errors.Is(err, errUsage) {
+		return 2
+	}
 	return 1
+}
+
+// remove takes a lab away and tells of it only when that fails.
+func (e *env) remove(l *lab.Lab) {
+	if err := l.Close(); err != nil {
+		fmt.Fprintf(e.stderr, "weftlab: removing lab %s: %v\n", l.Name(), err)
+	}
 }
 
 // dispatch finds the command and runs it.

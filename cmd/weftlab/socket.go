@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -55,11 +56,9 @@ func connect(kind int, to *unix.SockaddrInet4) (socket, error) {
 	if err != nil {
 		return -1, err
 	}
-	for {
+	err = unix.Connect(int(s), to)
+	for errors.Is(err, unix.EINTR) {
 		err = unix.Connect(int(s), to)
-		if err != unix.EINTR {
-			break
-		}
 	}
 	if err != nil {
 		s.close()
@@ -94,7 +93,7 @@ func (s socket) write(b []byte) error {
 	return nil
 }
 
-func (s socket) close() { call(unix.SYS_CLOSE, uintptr(s), 0, 0) }
+func (s socket) close() { _, _ = call(unix.SYS_CLOSE, uintptr(s), 0, 0) }
 
 // call makes a system call without telling Go's scheduler, so that the whole
 // program stands still while it blocks: it has nothing else to do.

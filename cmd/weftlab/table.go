@@ -96,20 +96,18 @@ func (b *bench) writeCSV(path string) error {
 		return err
 	}
 	defer f.Close()
-	w := csv.NewWriter(f)
-	w.Write([]string{"underlay", "cpus", "test", "mode", "round", "rate", "unit", "lost", "accelerated"})
+	rows := [][]string{{"underlay", "cpus", "test", "mode", "round", "rate", "unit", "lost", "accelerated"}}
 	for _, s := range b.samples {
 		share := ""
 		if s.accelerated >= 0 {
 			share = strconv.FormatFloat(s.accelerated, 'f', 4, 64)
 		}
-		w.Write([]string{
+		rows = append(rows, []string{
 			string(s.underlay), strconv.Itoa(s.cpus), s.test.name, s.mode, strconv.Itoa(s.round),
 			strconv.FormatFloat(s.rate, 'f', 3, 64), s.test.unit, strconv.FormatUint(s.lost, 10), share,
 		})
 	}
-	w.Flush()
-	if err := w.Error(); err != nil {
+	if err := csv.NewWriter(f).WriteAll(rows); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return f.Close()

@@ -105,7 +105,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 			return nil
 		}
 		if n.agent != nil && !n.agent.process.Running() {
-			return fmt.Errorf("%s: the agent has ended (%v):\n%s", n, n.agent.process.err, n.AgentLog())
+			return errors.Join(fmt.Errorf("%s: the agent has ended:\n%s", n, n.AgentLog()), n.agent.process.err)
 		}
 		if sleep(ctx, 10*time.Millisecond) != nil {
 			return fmt.Errorf("%s: waiting for the agent: %w: %w\n%s%s", n, context.Cause(ctx), err, answer, n.AgentLog())

@@ -88,15 +88,16 @@ func sniff(t *testing.T, s *Space) *sniffer {
 	var fd int
 	if err := s.Do(func() (err error) {
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all)
-		return err
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all); err != nil {
+			return err
+		}
+		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
 	}); err != nil {
 		t.Fatal(err)
 	}
 	sn := &sniffer{done: make(chan struct{}), longest: make(chan int, 1)}
 	go func() {
 		defer unix.Close(fd)
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
 		longest, buffer := 0, make([]byte, 64)
 		for {
 			n, _, err := unix.Recvfrom(fd, buffer, unix.MSG_TRUNC)
@@ -170,8 +171,10 @@ func TestCrashedLabIsRemovedByTheNext(t *testing.T) {
 	if _, err := fmt.Fscan(stdout, &name); err != nil {
 		t.Fatal(err)
 	}
-	maker.Process.Kill()
-	maker.Wait()
+	if err := maker.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = maker.Wait() // it was killed
 	if _, err := Open(name); err != nil {
 		t.Fatalf("the lab of the crashed process should still be there: %v", err)
 	}

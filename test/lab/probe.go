@@ -185,8 +185,12 @@ func (p *Probe) ask() error {
 	p.sent, p.answers = append(p.sent, time.Since(p.begun)), append(p.answers, 0)
 	packet := p.packet(uint32(number), p.begun)
 	p.mu.Unlock()
-	_, err := p.client.Write(packet)
-	return err
+	// What the kernel refuses to send (no route, an ICMP error that came back)
+	// is a packet without answer like any other.
+	if _, err := p.client.Write(packet); errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // packet is a request: a number, and when counting began so that an answer to
@@ -260,7 +264,7 @@ func (p *Probe) answer() {
 			return
 		}
 		if err == nil {
-			p.server.WriteTo(buffer[:n], from) // a failure shows as a lost packet
+			_, _ = p.server.WriteTo(buffer[:n], from) // a failure shows as a lost packet
 		}
 	}
 }

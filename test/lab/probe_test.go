@@ -31,14 +31,11 @@ func TestProbeCountsWhatIsLost(t *testing.T) {
 	}
 }
 
-func TestProbeOfAPodThatIsGone(t *testing.T) {
+func TestProbeWithoutAnOverlayGetsNoAnswer(t *testing.T) {
 	lt := T(t)
 	l := lt.New(Options{})
-	if p, err := StartProbe(l.Pod(1, 1), l.Pod(2, 1), ProbeOptions{ICMP: true}); err == nil {
-		p.Stop()
+	if _, err := StartProbe(l.Pod(1, 1), l.Pod(2, 1), ProbeOptions{ICMP: true}); err == nil {
 		t.Error("a probe between bare nodes should get no answer")
-	} else {
-		t.Log(err)
 	}
 }
 

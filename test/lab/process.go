@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a program that runs in the background of a space. It is a session
-// of its own, so that Ctrl-C at the terminal leaves it to its lab, and it is
-// ended by Close at the latest.
+// Process is a program that runs in the background of a space. It is cut off
+// from the terminal (setsid), so that Ctrl-C leaves it to its lab, and Close
+// ends it at the latest.
 type Process struct {
 	what string
 	pid  pid
@@ -64,7 +64,7 @@ func (l *Lab) start(cmd *exec.Cmd, what string) (*Process, error) {
 		close(p.done)
 	}()
 	if err != nil {
-		unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // nobody could find it later
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // nobody could find it later
 		return nil, fmt.Errorf("starting %s: %w", what, err)
 	}
 	return p, nil

@@ -210,7 +210,7 @@ func removeAbandoned() {
 	names, _ := Names()
 	for _, name := range names {
 		if r, err := readRecord(name); err == nil && !r.Options.Keep && !r.Maker.alive() {
-			r.removeLab()
+			_ = r.removeLab()
 		}
 	}
 }

@@ -99,7 +99,7 @@ func (t Test) Probe(from, to *Pod, o ProbeOptions, f func()) ProbeResult {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Stop() // if f ends the test
+	defer func() { _, _ = p.Stop() }() // if f ends the test
 	f()
 	result, err := p.Stop()
 	if err != nil {

@@ -1,0 +1,54 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/cilium/ebpf"
+)
+
+// What --max-peers costs: the README has this table.
+func ExampleMemory() {
+	fmt.Println("peers    2 CPUs   16 CPUs  128 CPUs")
+	for _, peers := range []int{100, 1000, 5120, 20000} {
+		fmt.Printf("%5d", peers)
+		for _, cpus := range []int{2, 16, 128} {
+			bytes, err := Memory(peers, cpus)
+			if err != nil {
+				panic(err)
+			}
+			fmt.Printf("  %4.1f MiB", float64(bytes)/(1<<20))
+		}
+		fmt.Println()
+	}
+	// Output:
+	// peers    2 CPUs   16 CPUs  128 CPUs
+	//   100   0.2 MiB   0.3 MiB   1.4 MiB
+	//  1000   0.6 MiB   1.9 MiB  12.2 MiB
+	//  5120   2.5 MiB   9.1 MiB  61.6 MiB
+	// 20000   9.3 MiB  35.0 MiB  240.1 MiB
+}
+
+func TestMemoryIsWhatTheKernelSays(t *testing.T) {
+	h := newHost(t)
+	a := h.open(t, 1000)
+	cpus := ebpf.MustPossibleCPU()
+	for name, m := range map[string]*ebpf.Map{
+		"peer_states": a.objects.PeerStates, "peer_counters": a.objects.PeerCounters, "suspects": a.objects.Suspects,
+	} {
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kernel, ok := info.Memlock()
+		if !ok {
+			t.Fatalf("the kernel does not say what map %s takes", name)
+		}
+		ours := mapBytes(m.Type(), m.KeySize(), m.ValueSize(), m.MaxEntries(), cpus)
+		if ratio := float64(ours) / float64(kernel); ratio < 0.7 || ratio > 1.3 {
+			t.Errorf("map %s: we say %d bytes, the kernel %d", name, ours, kernel)
+		}
+	}
+}
