@@ -36,13 +36,14 @@ static __always_inline struct load measure(struct __sk_buff *skb, __u32 offset,
 			return load;
 		headers = ip->ihl * 4 + (doff >> 4) * 4;
 	}
+	/* A packet socket may call anything an aggregate. */
+	if (ip->frag_off & bpf_htons(IP_OFFSET) || load.bytes <= headers)
+		return load;
 
 	/* Packets from a guest or a packet socket come without the number. */
 	load.packets = skb->gso_segs;
 	if (!load.packets)
-		load.packets = (skb->len - offset - headers + skb->gso_size - 1) / skb->gso_size;
-	if (!load.packets)
-		load.packets = 1;
+		load.packets = (load.bytes - headers + skb->gso_size - 1) / skb->gso_size;
 	load.bytes += (load.packets - 1) * headers;
 	return load;
 }

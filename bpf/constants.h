@@ -19,9 +19,15 @@
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define TCP_PSH 0x08
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
+#define IP_MAX_LEN 0xffff
 #define PACKET_HOST 0
+#define EINVAL 22
+
+/* BPF_FIB_LOOKUP_MARK of Linux 6.10. */
+#define FIB_LOOKUP_MARK (1U << 5)
 
 /* "Go on as if we were not there": the next program of the chain, then the
  * kernel. TCX_NEXT and TC_ACT_UNSPEC are both -1. TC_ACT_OK would end the
@@ -35,6 +41,7 @@
 /* RFC 3168: the two ECN bits of the TOS byte. */
 #define ECN_MASK 3
 #define ECN_NOT_ECT 0
+#define ECN_ECT_1 1
 #define ECN_ECT_0 2
 #define ECN_CE 3
 #define DSCP_MASK 0xfc
@@ -45,16 +52,19 @@
 
 /* How long we believe, without seeing it again, that the host lets a peer's
  * VXLAN packets through (see struct peer_state). Nanoseconds. */
-#define PROOF_LIFE 2000000000ULL
+#define PROOF_LIFE 2000000000LL
 
 /* How long after an aggregate the small packets of the same flow ride the
  * kernel path with it, so that they cannot overtake it. Nanoseconds; some
  * ticks of the coarse clock, which moves every 1 to 10 ms. */
-#define AGGREGATE_LIFE 20000000ULL
+#define AGGREGATE_LIFE 20000000LL
 
 /* Flows whose last aggregate is remembered, per direction; flows that share a
  * place share their fate for AGGREGATE_LIFE. A power of two. */
 #define AGGREGATE_FLOWS 4096
 
+/* Pod prefixes and node addresses that can be known at all. */
+#define MAX_KNOWN 16384
+
 /* Different prefix lengths among the peers' pod prefixes. */
-#define PREFIX_LENGTHS 4
+#define PREFIX_LENGTHS 8

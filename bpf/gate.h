@@ -19,16 +19,21 @@ static __always_inline enum reason switched_on(const struct in_force *rt,
 	return REASON_NONE;
 }
 
+/* The time from then to now. Another CPU may have written then with a clock
+ * that had ticked on already: that is no time ago, and not an age. */
+static __always_inline __s64 since(__u64 then, __u64 now)
+{
+	return now - then;
+}
+
 /* Whether the host was lately seen to let this peer's packets through; see
  * struct peer_state. Two CPUs may renew at once: one packet more takes the
  * kernel path, no harm done. */
 static __always_inline enum reason host_proven(__u64 proven, __u64 *renewal, __u64 now)
 {
-	__u64 age = now - proven;
-
-	if (!proven || age > PROOF_LIFE)
+	if (!proven || since(proven, now) > PROOF_LIFE)
 		return REASON_HOST_UNPROVEN;
-	if (age > PROOF_LIFE / 2 && now - *renewal > PROOF_LIFE / 8) {
+	if (since(proven, now) > PROOF_LIFE / 2 && since(*renewal, now) > PROOF_LIFE / 8) {
 		*renewal = now;
 		return REASON_HOST_RENEWAL;
 	}
@@ -50,5 +55,16 @@ static __always_inline enum reason no_aggregate(struct __sk_buff *skb, void *agg
 		*last = now;
 		return REASON_AGGREGATE;
 	}
-	return *last && now - *last < AGGREGATE_LIFE ? REASON_AGGREGATE_RECENT : REASON_NONE;
+	return *last && since(*last, now) < AGGREGATE_LIFE ? REASON_AGGREGATE_RECENT : REASON_NONE;
+}
+
+/* The same for another packet that takes the kernel path while the rest of its
+ * flow would not. */
+static __always_inline void keep_order(void *aggregates, __u32 flow, __u64 now)
+{
+	__u32 key = flow & (AGGREGATE_FLOWS - 1);
+	__u64 *last = bpf_map_lookup_elem(aggregates, &key);
+
+	if (last)
+		*last = now;
 }

@@ -4,14 +4,15 @@
 #include "reasons.h"
 #include "structs.h"
 
-/* Sizes that depend on the number of peers are set by the loader. */
+/* Where max_entries is 1 the loader sets the number of peers that have slots.
+ * Hash maps take memory for what is in them. */
 
 /* pod prefix → the peer it belongs to. Written by the agent. A hash with one
  * lookup per prefix length in use, longest first: a fifth of an LPM trie's
  * time at 5,000 peers, and clusters use one length. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
+	__uint(max_entries, MAX_KNOWN);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix);
 	__type(value, struct peer);
@@ -20,7 +21,7 @@ struct {
 /* node address → the node it belongs to. Written by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
+	__uint(max_entries, MAX_KNOWN);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32);
 	__type(value, struct node);
@@ -69,7 +70,8 @@ struct {
 	__type(value, __u32);
 } devices SEC(".maps");
 
-/* flow → when it last had an aggregate. Written by the programs. */
+/* flow → when it last had an aggregate, or on the way in another packet that
+ * took the kernel path alone. Written by the programs. */
 struct aggregates {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, AGGREGATE_FLOWS);
@@ -81,7 +83,7 @@ struct aggregates {
  * read by the agent, which carries it into runtime and peer_states. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
+	__uint(max_entries, 1024);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32);
 	__type(value, __u32);

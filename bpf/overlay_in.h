@@ -37,10 +37,13 @@ int overlay_in(struct __sk_buff *skb)
 	struct in_force *rt = runtime_now();
 	struct frame frame;
 
-	if (!rt || take_stripped(skb, rt))
+	if (!rt)
 		return PASS;
 
 	enum seen seen = take_seen(skb, rt);
+
+	if (seen == SEEN_STRIPPED)
+		return PASS;
 
 	/* What came in by another interface, as outer fragments or with outer
 	 * options has not passed the source check. */
@@ -54,8 +57,13 @@ int overlay_in(struct __sk_buff *skb)
 
 	if (slot >= 0)
 		count_peer(slot, PATH_KERNEL, RX, measure(skb, ETH_HLEN, &frame.ip));
-	if (slot >= 0 && seen == SEEN_GOOD)
+	if (slot >= 0 && seen == SEEN_GOOD) {
+		/* Packets that we strip would not get the mark that the host's
+		 * rules give to outer ones, and that stays on the inner ones. */
+		if (skb->mark)
+			return pass(REASON_HOST_MANGLES);
 		witness_arrival(slot);
+	}
 	if (seen == UNSEEN && rt->source_check == SOURCE_CHECK_OBSERVE)
 		return pass(REASON_SOURCE_UNSEEN);
 	return PASS;

@@ -37,7 +37,7 @@ static __always_inline enum reason find_destination(struct __sk_buff *skb,
 	if (!peer)
 		return REASON_DESTINATION_UNKNOWN;
 	if (!(d->state = find_state(peer->slot)))
-		return REASON_DESTINATION_UNKNOWN;
+		return REASON_PEER_NO_ROOM;
 	d->load = measure(skb, ETH_HLEN, &d->frame.ip);
 	d->peer = peer;
 	/* The kernel's FDB goes by MAC: where it may say something else than
@@ -55,8 +55,6 @@ static __always_inline enum reason may_leave(struct __sk_buff *skb, const struct
 
 	if ((reason = switched_on(rt, d->state)))
 		return reason;
-	if (skb->mark && rt->by_mark)
-		return REASON_MARKED;
 	if ((reason = no_aggregate(skb, &tx_aggregates, flow, now)))
 		return reason;
 	return host_proven(d->state->tx_proven, &d->state->tx_renewal, now);
@@ -74,33 +72,52 @@ static __always_inline void build_encap(struct encap *encap, const struct in_for
 	encap->eth = d->frame.eth;
 }
 
-/* The underlay's next hop, and whether the packet fits. The question is the
- * VXLAN driver's: an output route, not bound to a device. Bound to the uplink
- * it would find the uplink's default route where a better one leaves by
- * another device. The neighbour is bpf_redirect_neigh()'s business: it probes,
- * queues and follows a changed MAC as the kernel does. */
+/* Asks for the underlay's route as the VXLAN driver does: an output route, not
+ * bound to a device. Bound to the uplink the answer would be the uplink's
+ * default route where a better one leaves by another device. */
+static __always_inline long lookup_route(struct __sk_buff *skb, const struct encap *encap,
+					 struct bpf_fib_lookup *fib, __u32 mark)
+{
+	*fib = (struct bpf_fib_lookup){
+		.family = AF_INET,
+		.l4_protocol = IPPROTO_UDP,
+		.sport = encap->udp.source,
+		.dport = encap->udp.dest,
+		.tot_len = bpf_ntohs(encap->ip.tot_len),
+		.ifindex = 1, /* loopback: packets of the host itself */
+		.tos = encap->ip.tos,
+		.ipv4_src = encap->ip.saddr,
+		.ipv4_dst = encap->ip.daddr,
+	};
+	if (mark)
+		*(__u32 *)fib->smac = mark; /* the field mark of newer headers */
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), mark ? FIB_LOOKUP_MARK : 0);
+}
+
+/* The underlay's next hop, and whether the packet fits. Where the next hop's
+ * MAC is not known the kernel has to ask for it and keep the packet meanwhile;
+ * else bpf_redirect_neigh() finds it, and keeps probing as the kernel does. */
 static __always_inline enum reason find_next_hop(struct __sk_buff *skb, const struct in_force *rt,
 						 struct departure *d)
 {
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.l4_protocol = IPPROTO_UDP,
-		.sport = d->encap.udp.source,
-		.dport = d->encap.udp.dest,
-		.tot_len = bpf_ntohs(d->encap.ip.tot_len),
-		.ifindex = 1, /* loopback: packets of the host itself */
-		.tos = d->encap.ip.tos,
-		.ipv4_src = d->encap.ip.saddr,
-		.ipv4_dst = d->encap.ip.daddr,
-	};
-	int verdict = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	struct bpf_fib_lookup fib;
+	long verdict = lookup_route(skb, &d->encap, &fib, skb->mark);
 
+	/* Kernels before 6.10 can't look up by mark. */
+	if (verdict == -EINVAL && skb->mark) {
+		if (rt->by_mark)
+			return REASON_MARKED;
+		verdict = lookup_route(skb, &d->encap, &fib, 0);
+	}
 	if (verdict == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_UNDERLAY_MTU;
-	if (verdict != BPF_FIB_LKUP_RET_SUCCESS && verdict != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (rt->mtu && bpf_ntohs(d->encap.ip.tot_len) > rt->mtu)
+		return REASON_UNDERLAY_MTU;
+	if ((verdict != BPF_FIB_LKUP_RET_SUCCESS && verdict != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    fib.ifindex != rt->uplink || fib.family != AF_INET)
 		return REASON_UNDERLAY_ROUTE;
-	if (fib.ifindex != rt->uplink || fib.family != AF_INET)
-		return REASON_UNDERLAY_ROUTE;
+	if (verdict == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return REASON_UNDERLAY_NEIGHBOUR;
 	if (!(d->uplink = find_device(DEVICE_UPLINK)))
 		return REASON_DEVICE_MISSING;
 	d->hop.nh_family = AF_INET;
@@ -135,6 +152,8 @@ static __always_inline enum reason leave(struct __sk_buff *skb, const struct in_
 
 	if ((reason = may_leave(skb, rt, d, flow)))
 		return reason;
+	if (skb->len - ETH_HLEN + ENCAP_LEN > IP_MAX_LEN)
+		return REASON_UNDERLAY_MTU;
 	build_encap(&d->encap, rt, d, flow, skb->len - ETH_HLEN);
 	if ((reason = find_next_hop(skb, rt, d)))
 		return reason;
@@ -154,8 +173,11 @@ int overlay_out(struct __sk_buff *skb)
 
 	if (d.peer)
 		count_peer(d.peer->slot, reason ? PATH_KERNEL : PATH_BASE, TX, d.load);
-	if (reason)
+	if (reason) {
+		if (d.peer)
+			stamp_left(skb);
 		return pass(reason);
+	}
 	stamp_encapsulated(skb);
 	return bpf_redirect_neigh(d.uplink, &d.hop, sizeof(d.hop), 0);
 }

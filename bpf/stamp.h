@@ -4,76 +4,104 @@
 #include "structs.h"
 
 /* How our programs recognise packets that another of them has already judged.
- * No mark bit is touched: those belong to users and to kube-proxy. Random
- * numbers are used so that no packet from outside can carry a stamp; they are
- * kept in the pinned map runtime, so they hold across an upgrade.
+ * No mark bit is touched: those belong to users and to kube-proxy. What matters
+ * for who may come in is a random number, so that no packet from outside can
+ * carry it; it is kept in the pinned map runtime, so it holds across an upgrade.
  *
- * seen: set by uplink_in on packets it leaves to the kernel after the source
- *   check, with its outcome, cleared by overlay_in. It lives in skb->priority,
- *   which vxlan_rcv() and GRO leave alone, which is 0 on everything a driver
- *   receives, and which ____dev_forward_skb() clears between namespaces.
+ * Into the overlay a stamp lies in two places, and one is enough: somebody may
+ * write the one, hardly anybody writes both.
  *
- * stripped: set by uplink_in on packets it redirects into the overlay device,
- *   cleared by overlay_in. ____dev_forward_skb() clears the priority, so it
- *   lives in skb->cb, which nobody uses between the redirect and the device's
- *   tc ingress.
+ * - seen: set by uplink_in on packets it leaves to the kernel after the source
+ *   check, with its outcome, cleared by overlay_in. In skb->priority (a netfilter
+ *   rule may set it) and skb->tc_index. vxlan_rcv() and GRO leave both alone.
+ * - stripped: set by uplink_in on packets it redirects into the overlay device,
+ *   cleared by overlay_in. In skb->cb (a tc program may use it as scratch) and
+ *   skb->tc_index. ____dev_forward_skb() clears the priority.
  *
- * encapsulated: set by overlay_out on packets it redirects out of the uplink,
- *   cleared by uplink_out, which so tells them from the kernel's own. It lives
- *   in skb->tc_index and need not be secret.
+ * Out of the overlay nothing depends on secrecy, and skb->tc_index has it alone:
+ *
+ * - encapsulated: set by overlay_out on packets it redirects out of the uplink.
+ * - left: set by overlay_out on packets it leaves to the kernel, with what their
+ *   mark and priority were, so that uplink_out sees whether the host's rules for
+ *   outer packets changed them.
+ *
+ * uplink_out clears both. Where somebody wipes them, nothing is proven, and the
+ * kernel path carries on.
  */
 
-/* What uplink_in found out about a packet's source. */
+/* What uplink_in found out about a packet. */
 enum seen {
 	UNSEEN, /* it never saw the packet, or could not tell where it is from */
 	SEEN_GOOD,
 	SEEN_SUSPECT,
+	SEEN_STRIPPED, /* good, and counted */
 };
+
+static __always_inline __u16 seen_index(const struct in_force *rt, enum seen seen)
+{
+	return ((__u16)(rt->nonce >> 48) & ~3) | seen;
+}
 
 /* The stamp is odd; a suspect has the even number below. */
 static __always_inline void stamp_seen(struct __sk_buff *skb, const struct in_force *rt,
 				       enum seen seen)
 {
 	skb->priority = seen == SEEN_GOOD ? rt->stamp : rt->stamp - 1;
-}
-
-static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct in_force *rt)
-{
-	if ((skb->priority | 1) != rt->stamp)
-		return UNSEEN;
-
-	enum seen seen = skb->priority == rt->stamp ? SEEN_GOOD : SEEN_SUSPECT;
-
-	skb->priority = 0;
-	return seen;
+	skb->tc_index = seen_index(rt, seen);
 }
 
 static __always_inline void stamp_stripped(struct __sk_buff *skb, const struct in_force *rt)
 {
 	skb->cb[0] = rt->nonce;
 	skb->cb[1] = rt->nonce >> 32;
+	skb->tc_index = seen_index(rt, SEEN_STRIPPED);
 }
 
-static __always_inline bool take_stripped(struct __sk_buff *skb, const struct in_force *rt)
+/* barrier() keeps clang from sharing the stores, which would be one to a
+ * computed place: "dereference of modified ctx ptr", the verifier says. */
+static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct in_force *rt)
 {
-	if (skb->cb[0] != (__u32)rt->nonce || skb->cb[1] != (__u32)(rt->nonce >> 32))
-		return false;
-	skb->cb[0] = 0;
-	skb->cb[1] = 0;
-	return true;
+	__u32 priority = skb->priority, low = skb->cb[0], high = skb->cb[1];
+	__u16 index = skb->tc_index;
+	enum seen seen = UNSEEN;
+
+	if (index > seen_index(rt, UNSEEN) && index <= seen_index(rt, SEEN_STRIPPED)) {
+		seen = index & 3;
+		skb->tc_index = 0;
+		barrier();
+	}
+	if ((priority | 1) == rt->stamp) {
+		if (!seen)
+			seen = priority == rt->stamp ? SEEN_GOOD : SEEN_SUSPECT;
+		skb->priority = 0;
+		barrier();
+	}
+	if (low == (__u32)rt->nonce && high == (__u32)(rt->nonce >> 32)) {
+		seen = SEEN_STRIPPED;
+		skb->cb[0] = 0;
+		barrier();
+		skb->cb[1] = 0;
+		barrier();
+	}
+	return seen;
 }
 
-#define ENCAPSULATED 0x7766
+#define ENCAPSULATED 0x8000
+
+/* Mark and priority folded into 15 bits, never 0. */
+static __always_inline __u16 left_index(const struct __sk_buff *skb)
+{
+	__u32 hash = (skb->mark ^ (skb->priority << 16 | skb->priority >> 16)) * 0x9e3779b1;
+
+	return (hash >> 17) | 1;
+}
 
 static __always_inline void stamp_encapsulated(struct __sk_buff *skb)
 {
 	skb->tc_index = ENCAPSULATED;
 }
 
-static __always_inline bool take_encapsulated(struct __sk_buff *skb)
+static __always_inline void stamp_left(struct __sk_buff *skb)
 {
-	if (skb->tc_index != ENCAPSULATED)
-		return false;
-	skb->tc_index = 0;
-	return true;
+	skb->tc_index = left_index(skb);
 }

@@ -9,7 +9,7 @@
 /* The road a packet takes. */
 enum packet_path {
 	PATH_EXPRESS, /* pod to pod, past the host's stack */
-	PATH_BASE,	   /* encapsulated or stripped by our programs */
+	PATH_BASE,    /* encapsulated or stripped by our programs */
 	PATH_KERNEL,  /* by the kernel's VXLAN device */
 	PATH_COUNT,
 };
@@ -39,10 +39,14 @@ struct prefix {
 	__be32 addr;
 };
 
+/* The slot of a peer that only the source check knows: there is no room for
+ * its state, or the kernel path does not serve it yet. */
+#define NO_SLOT 0xffffffff
+
 /* The peer that a pod prefix belongs to. */
 struct peer {
-	__be32 remote; /* its public IP */
-	__u32 slot;    /* its place in peer_states and peer_counters */
+	__be32 remote;      /* its public IP */
+	__u32 slot;         /* its place in peer_states and peer_counters */
 	__u8 mac[ETH_ALEN]; /* its overlay device's */
 	__u8 pad[2];
 };
@@ -63,30 +67,30 @@ struct node {
  * half of its life single packets are sent through the kernel to renew it.
  * Times are bpf_ktime_get_coarse_ns(), 0 is never. */
 struct peer_state {
-	__u64 rx_proven;	 /* overlay_in saw a packet that the kernel had stripped */
+	__u64 rx_proven;  /* overlay_in saw a packet that the kernel had stripped */
 	__u64 rx_renewal; /* uplink_in last left one to the kernel for that */
-	__u64 tx_proven;	 /* uplink_out saw a packet that the kernel had encapsulated */
+	__u64 tx_proven;  /* uplink_out saw a packet that the kernel had encapsulated */
 	__u64 tx_renewal; /* overlay_out last left one to the kernel for that */
-	__u32 off;   /* enum off bits, from the map switches */
+	__u32 off;        /* enum off bits, from the map switches */
 	__u32 pad;
 };
 
 /* What a node has in force now; the agent writes it whole. */
 struct in_force {
-	__be32 local;      /* our public IP */
-	__u32 uplink;      /* interface index that routes to peers must have */
-	__u8 mac[ETH_ALEN];  /* our overlay device's */
-	__u8 ttl;	  /* of outer packets: net.ipv4.ip_default_ttl */
-	__u8 prefix_lengths; /* how many of prefix_bits are used */
+	__be32 local;                     /* our public IP */
+	__u32 uplink;                     /* interface index that routes to peers must have */
+	__u8 mac[ETH_ALEN];               /* our overlay device's */
+	__u8 ttl;                         /* of outer packets: net.ipv4.ip_default_ttl */
+	__u8 prefix_lengths;              /* how many of prefix_bits are used */
 	__u8 prefix_bits[PREFIX_LENGTHS]; /* longest first */
-	__u16 port_min, port_max; /* net.ipv4.ip_local_port_range: outer source ports */
-	__u32 off;	   /* enum off bits, from the map switches */
-	__u32 held;	    /* the agent holds acceleration back (not 0) */
-	__u32 source_check;  /* enum source_check */
-	__u32 by_mark;      /* not 0: the host has routing rules that look at the mark */
-	__u32 stamp;	     /* random; see stamp.h */
-	__u32 pad;
-	__u64 nonce;	     /* random; see stamp.h */
+	__u16 port_min, port_max;         /* net.ipv4.ip_local_port_range: outer source ports */
+	__u32 off;                        /* enum off bits, from the map switches */
+	__u32 held;                       /* the agent holds acceleration back (not 0) */
+	__u32 source_check;               /* enum source_check */
+	__u32 mtu;     /* least MTU of a route on the uplink that says one; 0: none does */
+	__u32 by_mark; /* not 0: the host has routing rules that look at the mark */
+	__u32 stamp;   /* random; see stamp.h */
+	__u64 nonce;   /* random; see stamp.h */
 };
 
 /* Inner packets and bytes of a peer over one path. A packet is one segment on

@@ -14,7 +14,8 @@
 struct arrival {
 	struct outer outer;
 	struct frame inner;
-	struct peer_state *state; /* of the outer source; NULL: it is no peer */
+	bool known;               /* the outer source is a peer ... */
+	struct peer_state *state; /* ... that has a slot; else NULL */
 	__u32 slot;
 	__u32 overlay;
 };
@@ -98,6 +99,7 @@ static __always_inline enum reason check_source(const struct in_force *rt, struc
 	struct peer *peer = find_peer(rt, source);
 
 	if (peer && peer->remote == remote) {
+		a->known = true;
 		a->slot = peer->slot;
 		a->state = find_state(a->slot);
 		return REASON_NONE;
@@ -107,6 +109,7 @@ static __always_inline enum reason check_source(const struct in_force *rt, struc
 
 	if (!node || node->remote != remote)
 		return REASON_SOURCE_UNKNOWN_PEER;
+	a->known = true;
 	a->slot = node->slot;
 	a->state = find_state(a->slot);
 
@@ -155,6 +158,35 @@ static __always_inline bool protected(struct __sk_buff *skb, const struct arriva
 	return check;
 }
 
+/* A TCP segment without PSH has more of the same write behind it. The kernel
+ * merges such trains behind its VXLAN device, where the uplink did not; what we
+ * hand on is not merged any more. */
+static __always_inline bool more_follows(struct __sk_buff *skb, const struct frame *inner)
+{
+	const struct iphdr *ip = &inner->ip;
+	__u32 header = ip->ihl * 4;
+	__u8 tcp[2]; /* data offset, flags */
+
+	if (ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return false;
+	if (bpf_skb_load_bytes(skb, OUTER_LEN + ETH_HLEN + header + 12, tcp, sizeof(tcp)))
+		return false;
+	return !(tcp[1] & TCP_PSH) && bpf_ntohs(ip->tot_len) > header + (tcp[0] >> 4) * 4;
+}
+
+/* Is it a packet that the kernel path would not treat better? */
+static __always_inline enum reason worth_stripping(struct __sk_buff *skb, const struct arrival *a)
+{
+	if (more_follows(skb, &a->inner))
+		return REASON_SEGMENT_TRAIN;
+	if (!protected(skb, a))
+		return REASON_INNER_UNPROTECTED;
+	/* RFC 6040: drop. INET_ECN_decapsulate() does, and can log it. */
+	if ((a->outer.ip.tos & ECN_MASK) == ECN_CE && (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT)
+		return REASON_ECN_CONGESTED;
+	return REASON_NONE;
+}
+
 static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct in_force *rt,
 					     struct arrival *a)
 {
@@ -163,19 +195,17 @@ static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct
 	enum reason reason;
 
 	if (!a->state)
-		return REASON_SOURCE_UNKNOWN_PEER;
+		return a->known ? REASON_PEER_NO_ROOM : REASON_SOURCE_UNKNOWN_PEER;
 	if ((reason = switched_on(rt, a->state)))
 		return reason;
 	if ((reason = no_aggregate(skb, &rx_aggregates, flow, now)))
 		return reason;
-	if (!protected(skb, a))
-		return REASON_INNER_UNPROTECTED;
-	/* RFC 6040: drop. INET_ECN_decapsulate() does, and can log it. */
-	if ((a->outer.ip.tos & ECN_MASK) == ECN_CE && (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT)
-		return REASON_ECN_CONGESTED;
 	if (!(a->overlay = find_device(DEVICE_OVERLAY)))
 		return REASON_DEVICE_MISSING;
-	return host_proven(a->state->rx_proven, &a->state->rx_renewal, now);
+	if ((reason = worth_stripping(skb, a)) ||
+	    (reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now)))
+		keep_order(&rx_aggregates, flow, now);
+	return reason;
 }
 
 /* Everything is decided; adjust_room is the last to refuse. Only behind it is
@@ -192,18 +222,30 @@ static __always_inline enum reason strip(struct __sk_buff *skb, const struct arr
 	return REASON_NONE;
 }
 
-/* RFC 6040: a mark set on the way is carried over. The two bits change from
- * ECT to CE; RFC 1624 mends the header checksum. */
+/* RFC 6040, section 4.2, as INET_ECN_decapsulate() has it: what was marked on
+ * the way is carried over to inner packets that can say so. */
+static __always_inline __u8 decap_ecn(__u8 inner_tos, __u8 outer_tos)
+{
+	__u8 inner = inner_tos & ECN_MASK, outer = outer_tos & ECN_MASK;
+
+	if (outer == ECN_CE && inner != ECN_NOT_ECT)
+		return inner_tos | ECN_CE;
+	if (outer == ECN_ECT_1 && inner == ECN_ECT_0)
+		return (inner_tos & ~ECN_MASK) | ECN_ECT_1;
+	return inner_tos;
+}
+
+/* The header keeps its sum, since its checksum changes with it (RFC 1624): so
+ * does a checksum that the card took over the whole packet. */
 static __always_inline void carry_congestion(struct __sk_buff *skb, const struct arrival *a)
 {
-	__u8 tos = a->inner.ip.tos | ECN_CE;
+	__u8 tos = decap_ecn(a->inner.ip.tos, a->outer.ip.tos);
 
-	if ((a->outer.ip.tos & ECN_MASK) != ECN_CE || tos == a->inner.ip.tos)
+	if (tos == a->inner.ip.tos)
 		return;
 	bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check),
 			    bpf_htons(a->inner.ip.tos), bpf_htons(tos), 2);
-	bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, tos), &tos, sizeof(tos),
-			    BPF_F_RECOMPUTE_CSUM);
+	bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, tos), &tos, sizeof(tos), 0);
 }
 
 static __always_inline int refuse_source(struct __sk_buff *skb, const struct in_force *rt,

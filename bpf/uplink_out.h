@@ -16,6 +16,9 @@ static __always_inline enum reason witness_departure(struct __sk_buff *skb,
 
 	if (bpf_skb_load_bytes(skb, 0, &outer.eth, OUTER_LEN))
 		return REASON_NONE;
+	/* What the kernel had to fragment proves nothing. */
+	if (outer.ip.frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return REASON_NONE;
 	if (outer.ip.protocol != IPPROTO_UDP || outer.ip.ihl != 5 || outer.ip.saddr != rt->local ||
 	    outer.udp.dest != bpf_htons(port) || outer.vxlan.vni != bpf_htonl(vni << 8))
 		return REASON_NONE;
@@ -25,10 +28,14 @@ static __always_inline enum reason witness_departure(struct __sk_buff *skb,
 
 	if (!state || outer.ip.daddr != node->remote)
 		return REASON_NONE;
+
+	bool unchanged = skb->tc_index == left_index(skb);
+
+	skb->tc_index = 0;
 	/* Our own packets would not get what the host's rules do to the
-	 * kernel's: DSCP or TTL set, DF, a VLAN tag. */
-	if ((outer.ip.tos & DSCP_MASK) || outer.ip.ttl != rt->ttl || outer.ip.frag_off ||
-	    skb->vlan_present)
+	 * kernel's: a mark or a class, DSCP or TTL set, DF, a VLAN tag. */
+	if (!unchanged || (outer.ip.tos & DSCP_MASK) || outer.ip.ttl != rt->ttl ||
+	    outer.ip.frag_off || skb->vlan_present)
 		return REASON_HOST_MANGLES;
 
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -44,9 +51,14 @@ int uplink_out(struct __sk_buff *skb)
 	struct in_force *rt;
 	enum reason reason;
 
-	if (take_encapsulated(skb) || skb->protocol != bpf_htons(ETH_P_IP))
+	/* Most of what leaves a host never was in overlay_out. */
+	if (!skb->tc_index)
 		return PASS;
-	if (!(rt = runtime_now()))
+	if (skb->tc_index == ENCAPSULATED) {
+		skb->tc_index = 0;
+		return PASS;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IP) || !(rt = runtime_now()))
 		return PASS;
 	if ((reason = witness_departure(skb, rt)))
 		return pass(reason);

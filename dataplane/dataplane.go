@@ -61,7 +61,7 @@ type Dataplane struct {
 	reason   string       // why the programs are not there; empty when they are
 	vni      uint32
 	lastLook string
-	misfits  int
+	misfits  ebpf.Misfits
 	without  bool // the programs were taken away
 	watch    sourceWatch
 }
@@ -93,6 +93,9 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 		return err
 	}
 	result, err := d.kernel.Sync(ctx, s)
+	if ctx.Err() != nil {
+		return err // what was not looked at is not gone
+	}
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -103,12 +106,21 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 // syncAccelerator loads, feeds and attaches the programs, or takes them away
 // when the kernel path has to carry everything.
 func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
-	overlay, reason := d.acceleratable(result)
-	if reason != "" {
+	if reason := d.hopeless(result.Uplink); reason != "" {
 		return d.goWithout(reason)
 	}
+	overlay, found := ipv4Overlay(result.Overlays)
+	if !found {
+		// It may be back in a moment. Programs that are there leave all
+		// packets to the kernel meanwhile: their devices are gone.
+		d.setReason("there is no IPv4 overlay device on an uplink now")
+		return nil
+	}
 	if err := d.loadAccelerator(s); err != nil {
-		return nil // Report tells; the kernel path carries
+		// No error of the sync, Report tells it. Programs of an agent before
+		// us, or of another VNI, would go stale: nobody would tell them about
+		// peers any more. Maps and switches stay.
+		return d.goWithout(d.reason)
 	}
 	desired := ebpf.Desired{
 		Uplink:       result.Uplink.Index,
@@ -118,11 +130,11 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 		SourceCheck:  d.opts.SourceCheck,
 		RoutesByMark: routesByMark(),
 		Held:         len(d.held) > 0,
-		Peers:        served(s.Peers, result),
 	}
+	desired.Peers, desired.Known = served(s.Peers, result)
 	misfits, err := d.accel.Sync(desired)
 	if err != nil {
-		d.reason = err.Error()
+		d.setReason(err.Error())
 		return fmt.Errorf("accelerator: %w", err)
 	}
 	d.setReason("")
@@ -130,34 +142,34 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 	return d.holdBack(desired)
 }
 
-// acceleratable returns the overlay device that the programs can work on, or
-// why there is none.
-func (d *Dataplane) acceleratable(result kernel.Result) (kernel.Overlay, string) {
+// hopeless says why programs can't work here, or nothing.
+func (d *Dataplane) hopeless(uplink kernel.Uplink) string {
 	if d.opts.Accel == "off" {
-		return kernel.Overlay{}, "acceleration is off (--accel=off)"
+		return "acceleration is off (--accel=off)"
 	}
-	if reason := unsuitable(result.Uplink); reason != "" {
-		return kernel.Overlay{}, reason
-	}
-	for _, o := range result.Overlays {
-		if o.Local.Is4() {
-			return o, ""
-		}
-	}
-	return kernel.Overlay{}, "there is no IPv4 overlay device"
+	return unsuitable(uplink)
 }
 
-// goWithout takes the programs away and remembers why. Where they are away
-// already, nothing is to be done.
+// ipv4Overlay finds the overlay device that the programs work on.
+func ipv4Overlay(overlays []kernel.Overlay) (kernel.Overlay, bool) {
+	for _, o := range overlays {
+		if o.Local.Is4() {
+			return o, true
+		}
+	}
+	return kernel.Overlay{}, false
+}
+
+// goWithout takes the programs off their places and remembers why. Where they
+// are off already, nothing is to be done. The maps stay, for the switches.
 func (d *Dataplane) goWithout(reason string) error {
+	d.setReason(reason)
 	if d.without {
-		d.setReason(reason)
 		return nil
 	}
 	d.closeAccelerator()
-	d.setReason(reason)
 	d.held = nil
-	removed, err := ebpf.Remove(d.opts.PinDir)
+	removed, err := ebpf.Detach(d.opts.PinDir)
 	d.without = err == nil
 	for _, r := range removed {
 		d.opts.Log.Info("removed "+r, "reason", reason)
@@ -244,28 +256,37 @@ func (d *Dataplane) tellMemory() {
 	d.opts.Log.Info("programs loaded", "maxPeers", d.opts.MaxPeers, "mapMemoryKiB", bytes>>10)
 }
 
-func (d *Dataplane) tellMisfits(misfits []state.Peer) {
-	if len(misfits) > 0 && len(misfits) != d.misfits {
-		d.opts.Log.Warn("peers do not fit the accelerator's maps and ride the kernel path; raise --max-peers",
-			"peers", len(misfits), "first", misfits[0].Prefix, "maxPeers", d.opts.MaxPeers)
+func (d *Dataplane) tellMisfits(misfits ebpf.Misfits) {
+	changed := misfits.Len() != d.misfits.Len()
+	d.misfits = misfits
+	if peers := misfits.NoRoom; changed && len(peers) > 0 {
+		d.opts.Log.Warn("no room for all peers; some ride the kernel path (raise --max-peers)",
+			"peers", len(peers), "first", peers[0].Prefix, "maxPeers", d.opts.MaxPeers)
 	}
-	d.misfits = len(misfits)
+	if peers := misfits.Unknown; changed && len(peers) > 0 {
+		d.opts.Log.Warn("peers have too many prefixes, or prefixes of too many lengths; some ride the kernel path and fail the source check",
+			"peers", len(peers), "first", peers[0].Prefix)
+	}
 }
 
 // served are the IPv4 peers that the kernel path carries: only where the
 // kernel's own route points at the overlay device may a program do its work.
-func served(peers []state.Peer, result kernel.Result) []state.Peer {
+// Known are those that it does not carry yet; one that is refused is neither.
+func served(peers []state.Peer, result kernel.Result) (carried, known []state.Peer) {
 	skipped := map[netip.Prefix]bool{}
 	for _, p := range result.Skipped {
 		skipped[p] = true
 	}
-	var out []state.Peer
 	for _, p := range peers {
-		if p.Prefix.Addr().Is4() && result.Failed[p.Prefix] == nil && !skipped[p.Prefix] {
-			out = append(out, p)
+		switch {
+		case !p.Prefix.Addr().Is4() || result.Failed[p.Prefix] != nil:
+		case skipped[p.Prefix]:
+			known = append(known, p)
+		default:
+			carried = append(carried, p)
 		}
 	}
-	return out
+	return carried, known
 }
 
 // Changed delivers a nudge when the kernel changed and Sync should look again.
@@ -299,8 +320,9 @@ func (d *Dataplane) follow(ctx context.Context, events <-chan struct{}) {
 	}
 }
 
-// look tells whether attachments have changed since it last looked, and
-// reports senders that fail the source check.
+// look tells whether attachments have changed since it last looked, or there is
+// room now for peers that found none, and reports senders that fail the source
+// check.
 func (d *Dataplane) look() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -311,11 +333,9 @@ func (d *Dataplane) look() bool {
 	d.watch.report(d.opts.Log, view)
 	hooks, err := view.Hooks()
 	now := fmt.Sprint(hooks, err)
-	if now == d.lastLook {
-		return false
-	}
+	changed := now != d.lastLook
 	d.lastLook = now
-	return true
+	return changed || len(d.misfits.NoRoom) > 0 && d.accel.HasRoom()
 }
 
 // Close lets go of handles and leaves traffic flowing; Remove takes everything

@@ -96,6 +96,11 @@ func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
 		return err
 	}
 	r.Peers = comparePeers(peers, entries, true)
+	if !anyAttached(hooks) {
+		for i := range r.Peers {
+			r.Peers[i].Counters = nil // nobody counts
+		}
+	}
 
 	if r.Reasons, err = reportReasons(view); err != nil {
 		return err
@@ -123,6 +128,10 @@ func judge(hooks []ebpf.Hook) (mode, reason string) {
 		return ModeEBPF, holdReason(held)
 	}
 	return ModeEBPF, ""
+}
+
+func anyAttached(hooks []ebpf.Hook) bool {
+	return slices.ContainsFunc(hooks, func(h ebpf.Hook) bool { return h.Kind != "" })
 }
 
 func reportHooks(hooks []ebpf.Hook) []Hook {
@@ -172,7 +181,7 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	byIP := map[netip.Addr]*PeerReport{}
 	for _, p := range peers {
 		byIP[p.PublicIP] = &PeerReport{
-			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Accel: p.On, InMap: true, Counters: counters(p),
+			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Accel: p.On, InMap: p.Carried, Counters: counters(p),
 		}
 	}
 	seen := map[netip.Prefix]bool{}
@@ -210,6 +219,9 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 }
 
 func counters(p ebpf.Peer) []PathCounters {
+	if !p.Carried {
+		return nil
+	}
 	out := make([]PathCounters, len(p.Paths))
 	for i, c := range p.Paths {
 		out[i] = PathCounters{

@@ -17,7 +17,7 @@ func TestPeersOfMapAndKernelAreCompared(t *testing.T) {
 		ip     = netip.MustParseAddr("192.0.2.12")
 		prefix = netip.MustParsePrefix("10.244.2.0/24")
 		mac    = state.MAC{2, 0, 0, 0, 0, 2}
-		inMap  = []ebpf.Peer{{PublicIP: ip, Prefixes: []netip.Prefix{prefix}, MAC: mac, On: true}}
+		inMap  = []ebpf.Peer{{PublicIP: ip, Prefixes: []netip.Prefix{prefix}, MAC: mac, Carried: true, On: true}}
 		entry  = kernel.Entry{Prefix: prefix, Gateway: prefix.Addr(), MAC: mac, PublicIP: ip}
 	)
 	other := entry
@@ -52,7 +52,6 @@ func TestUplinksThatAreNotUnderstood(t *testing.T) {
 		t.Errorf("a network card is refused: %s", reason)
 	}
 	for name, change := range map[string]func(*kernel.Uplink){
-		"Missing":          func(u *kernel.Uplink) { u.Index = 0 },
 		"NoEthernetHeader": func(u *kernel.Uplink) { u.EncapType = "none" },
 		"PartOfABond":      func(u *kernel.Uplink) { u.Master = "bond0" },
 		"Bond":             func(u *kernel.Uplink) { u.Kind = "bond" },

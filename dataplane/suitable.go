@@ -20,7 +20,7 @@ var understoodUplinks = map[string]bool{"device": true, "veth": true}
 func unsuitable(u kernel.Uplink) string {
 	switch {
 	case u.Index == 0:
-		return "the uplink is not there"
+		return "" // not there now; what comes will be looked at
 	case u.EncapType != "ether":
 		return fmt.Sprintf("uplink %s has no Ethernet header (%s)", u.Name, u.EncapType)
 	case u.Master != "":

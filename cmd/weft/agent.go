@@ -236,7 +236,6 @@ func (a *agent) Health(err error) {
 
 // synced takes the outcome of a sync.
 func (a *agent) synced(o outcome) {
-	a.metrics.Synced(o)
 	if a.counters != nil && !a.counting {
 		a.counters.Start()
 		a.counting = true
@@ -246,7 +245,8 @@ func (a *agent) synced(o outcome) {
 	} else {
 		a.retries = 0
 	}
-	if o.err == nil && !a.ready {
+	first := o.err == nil && !a.ready
+	if first {
 		a.ready = true
 		a.log.Info("the node is ready", "peers", len(namesOf(o.state)), "prefixes", len(o.state.Peers), "took", o.duration.Round(time.Millisecond))
 	}
@@ -259,6 +259,13 @@ func (a *agent) synced(o outcome) {
 		}
 		r.Mode, r.Reason = a.mode, a.reason
 	})
+	if first {
+		// Who hears from /readyz finds the peers' names.
+		if err := a.record.Write(); err != nil {
+			a.log.Warn("the run file can't be written; other commands know less", "error", err)
+		}
+	}
+	a.metrics.Synced(o)
 }
 
 // lookAtMode finds out how packets travel, and says so when that changed.

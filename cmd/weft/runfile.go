@@ -123,6 +123,8 @@ type record struct {
 	dirty    chan struct{}
 	failures *failures
 
+	writing sync.Mutex // one writer of the file at a time
+
 	mu   sync.Mutex
 	info runInfo
 }
@@ -160,7 +162,11 @@ func (r *record) Info() runInfo {
 }
 
 // Write writes the file now.
-func (r *record) Write() error { return writeRunInfo(r.runDir, r.Info()) }
+func (r *record) Write() error {
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	return writeRunInfo(r.runDir, r.Info())
+}
 
 // Run writes the file after changes until ctx is done.
 func (r *record) Run(ctx context.Context) {

@@ -45,6 +45,10 @@ func (v *view) look(e *env) (agentView, dataplane.Report, error) {
 	if err != nil {
 		return agentView{}, dataplane.Report{}, fmt.Errorf("reading the dataplane: %w", err)
 	}
+	// Why there are no programs only the agent knows, which tried.
+	if report.Mode == dataplane.ModeKernel && agent.Info.Mode == report.Mode && agent.Info.Reason != "" {
+		report.Reason = agent.Info.Reason
+	}
 	return agent, report, nil
 }
 

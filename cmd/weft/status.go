@@ -130,8 +130,10 @@ func nodeFacts(f facts, r dataplane.Report) {
 		mode += ": " + r.Reason
 	}
 	f.add("mode", "%s", mode)
-	f.add("accel", "%s", accelWords(r))
-	f.add("source check", "%s", orNone(r.SourceCheck))
+	if len(r.Hooks) > 0 {
+		f.add("accel", "%s", accelWords(r))
+		f.add("source check", "%s", orNone(r.SourceCheck))
+	}
 	f.add("uplink", "%s", deviceWords(r.Uplink))
 	f.add("overlay", "%s", overlayWords(r))
 	f.add("peers", "%s", peerWords(r))

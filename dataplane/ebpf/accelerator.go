@@ -54,6 +54,9 @@ type Desired struct {
 	Held bool
 	// Peers are the IPv4 peers that the kernel path serves.
 	Peers []state.Peer
+	// Known are IPv4 peers that it does not serve yet: their packets pass the
+	// source check, and are left to the kernel.
+	Known []state.Peer
 }
 
 // Open loads the programs and maps. Maps of an agent before us are taken over
@@ -77,14 +80,14 @@ func Open(opts Options) (*Accelerator, error) {
 // Sync brings maps and attachments to what is desired. It returns the peers
 // that did not fit; they ride the kernel path. The order is: what the programs
 // need to know, then the programs, then the pins that let others find them.
-func (a *Accelerator) Sync(d Desired) (misfits []state.Peer, err error) {
+func (a *Accelerator) Sync(d Desired) (misfits Misfits, err error) {
 	unlock, err := lock(a.opts.PinDir)
 	if err != nil {
-		return nil, err
+		return misfits, err
 	}
 	defer unlock()
 
-	misfits, lengths, err := a.syncPeers(d.Peers)
+	misfits, lengths, err := a.syncPeers(d)
 	if err != nil {
 		return misfits, err
 	}
@@ -135,7 +138,7 @@ func (a *Accelerator) syncDevices(d Desired) error {
 // Remove detaches all programs and deletes all pins under dir. It returns what
 // it removed, in words; nothing there is no error.
 func Remove(dir string) ([]string, error) {
-	removed, err := removeAttachments(dir)
+	removed, err := Detach(dir)
 	if err != nil {
 		return removed, err
 	}

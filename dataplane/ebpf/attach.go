@@ -158,22 +158,18 @@ func programID(prog *ebpf.Program) (ebpf.ProgramID, error) {
 	return id, nil
 }
 
-// removeAttachments detaches all programs of the pins under dir, those first
-// that hand packets to others.
-func removeAttachments(dir string) (removed []string, err error) {
+// Detach takes all programs of the pins under dir off their places, those
+// first that hand packets to others; the kernel path carries on. The maps stay.
+// It needs no BPF capability: with its pin a link loses its last reference, and
+// the kernel detaches the program. It returns what it removed, in words.
+func Detach(dir string) (removed []string, err error) {
 	order := sites(0, 0)
 	for i := range order {
 		s := order[len(order)-1-i]
-		pin := filepath.Join(linksDir(dir), s.program)
-		l, err := link.LoadPinnedLink(pin, nil)
+		err := os.Remove(filepath.Join(linksDir(dir), s.program))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return removed, fmt.Errorf("opening pinned link %s: %w", s.program, err)
-		}
-		err = l.Unpin()
-		l.Close() // the last reference: the kernel detaches the program
 		if err != nil {
 			return removed, fmt.Errorf("unpinning link %s: %w", s.program, err)
 		}

@@ -247,8 +247,8 @@ func TestMapsOfAnotherSizeAreReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	if n := v.maps[weftMapPeers].MaxEntries(); n != 32 {
-		t.Errorf("the pinned map peers has room for %d peers, want 32", n)
+	if n := v.maps[weftMapPeerStates].MaxEntries(); n != 32 {
+		t.Errorf("the pinned map peer_states has room for %d peers, want 32", n)
 	}
 	peers, err := v.Peers()
 	if err != nil || len(peers) != 1 {

@@ -16,24 +16,37 @@ import (
 
 // explain adds to a failure what is missing and what it costs. The question is
 // asked after the failure: trying is the only probe that tells the truth.
+//
+// A missing capability is told without the kernel's and the library's words:
+// these speak of verifier faults and memory limits, and mislead.
 func explain(err error) error {
 	if err == nil {
 		return nil
 	}
 	var verifier *ebpf.VerifierError
+	denied := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
+	if denied || errors.As(err, &verifier) {
+		if missing := missingCapabilities(); len(missing) > 0 {
+			return fmt.Errorf("programs can't be loaded without the %s %s; add it (in Kubernetes to securityContext.capabilities.add): %w",
+				plural("capability", "capabilities", missing), strings.Join(missing, ", "), unix.EPERM)
+		}
+	}
 	switch {
 	case errors.As(err, &verifier):
 		return fmt.Errorf("the kernel's verifier refused a program (%w); please report this with `uname -r` and the full log", err)
-	case errors.Is(err, unix.EPERM):
-		if missing := missingCapabilities(); len(missing) > 0 {
-			return fmt.Errorf("%w: this process lacks %s; add it (in Kubernetes to securityContext.capabilities.add)",
-				err, strings.Join(missing, ", "))
-		}
+	case denied:
 		return fmt.Errorf("%w: all capabilities are there, so a security module, kernel lockdown or a seccomp profile forbids bpf(2)", err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("%w: weft's programs need Linux 5.15 or newer with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS", err)
+		return fmt.Errorf("%w: weft's programs need Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS", err)
 	}
 	return err
+}
+
+func plural(one, many string, of []string) string {
+	if len(of) == 1 {
+		return one
+	}
+	return many
 }
 
 // The capabilities that programs and their attachment need, by number

@@ -46,8 +46,8 @@ func adjust(spec *ebpf.CollectionSpec, opts Options) error {
 	return nil
 }
 
-// sizedByPeers are the maps with an entry per peer.
-var sizedByPeers = []string{weftMapPeers, weftMapNodes, weftMapPeerStates, weftMapPeerCounters, weftMapSwitches}
+// sizedByPeers are the maps with an entry per slot.
+var sizedByPeers = []string{weftMapPeerStates, weftMapPeerCounters}
 
 // takeOver opens the pinned maps that are as spec wants them. Others are left
 // behind: new ones take their pins once the new programs are attached.
@@ -91,20 +91,28 @@ func (a *Accelerator) pinMaps() error {
 		if samePin(path, m) {
 			continue
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("replacing pin of map %s: %w", name, err)
-		}
 		clone, err := m.Clone() // a Map remembers where it is pinned; ours shall not move
 		if err != nil {
 			return fmt.Errorf("pinning map %s: %w", name, err)
 		}
-		err = clone.Pin(path)
-		clone.Close()
+		err = errors.Join(replacePin(clone, path), clone.Close())
 		if err != nil {
 			return fmt.Errorf("pinning map %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// replacePin pins m at path, in one step with the removal of what was there.
+func replacePin(m *ebpf.Map, path string) error {
+	fresh := path + "-new" // a bpffs takes no names with a dot
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := m.Pin(fresh); err != nil {
+		return err
+	}
+	return os.Rename(fresh, path)
 }
 
 // samePin tells whether path leads to m.

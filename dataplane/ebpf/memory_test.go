@@ -25,10 +25,10 @@ func ExampleMemory() {
 	}
 	// Output:
 	// peers    2 CPUs   16 CPUs  128 CPUs
-	//   100   0.2 MiB   0.3 MiB   1.4 MiB
-	//  1000   0.6 MiB   1.9 MiB  12.2 MiB
-	//  5120   2.5 MiB   9.1 MiB  61.6 MiB
-	// 20000   9.3 MiB  35.0 MiB  240.1 MiB
+	//   100   2.9 MiB   3.0 MiB   4.1 MiB
+	//  1000   3.1 MiB   4.4 MiB  14.7 MiB
+	//  5120   4.0 MiB  10.6 MiB  63.1 MiB
+	// 20000   7.3 MiB  32.9 MiB  238.1 MiB
 }
 
 func TestMemoryIsWhatTheKernelSays(t *testing.T) {

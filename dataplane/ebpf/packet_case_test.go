@@ -135,6 +135,38 @@ func marked(mark uint32) func(*skBuff) { return func(s *skBuff) { s.Mark = mark 
 // kernel refuses to make or take room in any packet.
 func (n *node) mustRefuse(name tcProgram) *ebpf.Program {
 	n.tb.Helper()
+	return n.twin(name, func(program *ebpf.ProgramSpec) {
+		calls := 0
+		for i, ins := range program.Instructions {
+			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnSkbAdjustRoom) {
+				program.Instructions[i] = asm.Mov.Imm(asm.R0, -12).WithMetadata(ins.Metadata)
+				calls++
+			}
+		}
+		if calls != 1 {
+			n.tb.Fatalf("%s calls bpf_skb_adjust_room at %d places, want 1", name, calls)
+		}
+	})
+}
+
+// stampedTwin is a copy of a program that first sets skb->tc_index, which
+// BPF_PROG_RUN can't.
+func (n *node) stampedTwin(name tcProgram, index int32) *ebpf.Program {
+	n.tb.Helper()
+	const tcIndex = 44 // offset in struct __sk_buff
+	return n.twin(name, func(program *ebpf.ProgramSpec) {
+		first := program.Instructions[0]
+		program.Instructions[0] = first.WithMetadata(asm.Metadata{})
+		program.Instructions = append(asm.Instructions{
+			asm.Mov.Imm(asm.R2, index).WithMetadata(first.Metadata),
+			asm.StoreMem(asm.R1, tcIndex, asm.R2, asm.Word),
+		}, program.Instructions...)
+	})
+}
+
+// twin is a copy of a program with a change, on the same maps.
+func (n *node) twin(name tcProgram, change func(*ebpf.ProgramSpec)) *ebpf.Program {
+	n.tb.Helper()
 	spec, err := loadWeft()
 	if err != nil {
 		n.tb.Fatal(err)
@@ -142,25 +174,15 @@ func (n *node) mustRefuse(name tcProgram) *ebpf.Program {
 	if err := adjust(spec, n.accel.opts); err != nil {
 		n.tb.Fatal(err)
 	}
-	calls := 0
-	for i, ins := range spec.Programs[string(name)].Instructions {
-		if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnSkbAdjustRoom) {
-			spec.Programs[string(name)].Instructions[i] = asm.Mov.Imm(asm.R0, -12).WithMetadata(ins.Metadata)
-			calls++
-		}
-	}
-	if calls != 1 {
-		n.tb.Fatalf("%s calls bpf_skb_adjust_room at %d places, want 1", name, calls)
-	}
-	programs := struct{ *ebpf.Program }{}
+	change(spec.Programs[string(name)])
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: n.accel.namedMaps()})
 	if err != nil {
 		n.tb.Fatal(err)
 	}
-	programs.Program = coll.DetachProgram(string(name))
+	program := coll.DetachProgram(string(name))
 	coll.Close()
-	n.tb.Cleanup(func() { programs.Close() })
-	return programs.Program
+	n.tb.Cleanup(func() { program.Close() })
+	return program
 }
 
 func interfaceIndex(name string) int {

@@ -94,24 +94,24 @@ func TestEncapsulatedAndStrippedIsThePacketItWas(t *testing.T) {
 	wire := bytes.Clone(out.packet)
 	copy(wire, mustMAC(uplinkMAC))
 	copy(wire[atInner:], inner)
-	wire = setIP(atIP, 12, append(mustMAC4(blueIP), mustMAC4(ourIP)...)...)(wire)
+	wire = setIP(atIP, 12, append(octets(blueIP), octets(ourIP)...)...)(wire)
 	if got := n.run(uplinkIn, wire); got.verdict != redirected || !bytes.Equal(got.packet, inner) {
 		t.Errorf("verdict %d (passed %v), packet\n     %x\nwant %x", got.verdict, got.passed, got.packet, inner)
 	}
 }
 
-func mustMAC4(text string) []byte { a := addr(text).As4(); return a[:] }
+func octets(text string) []byte { a := addr(text).As4(); return a[:] }
 
 // RFC 6040, section 4.2, as INET_ECN_decapsulate() does it: rows are what the
 // inner packet says, columns the outer one.
 func TestECNOnTheWayIn(t *testing.T) {
 	const drop = 0xff // the kernel's to drop
-	//               outer: 0  1  2  3
 	table := [4][4]uint8{
-		/* Not-ECT */ {0, 0, 0, drop},
-		/* ECT(1)  */ {1, 1, 1, 3},
-		/* ECT(0)  */ {2, 2, 2, 3},
-		/* CE      */ {3, 3, 3, 3},
+		//         outer: not capable, capable (1), capable (0), congested
+		/* not capable */ {0, 0, 0, drop},
+		/* capable (1) */ {1, 1, 1, 3},
+		/* capable (0) */ {2, 1, 2, 3},
+		/* congested   */ {3, 3, 3, 3},
 	}
 	n := newNode(t)
 	for inner, row := range table {
@@ -426,7 +426,7 @@ func TestLongestPrefixDecides(t *testing.T) {
 		peers = append(peers, p)
 	}
 	n.desired.Peers = peers
-	if misfits := n.sync(); len(misfits) != 0 {
+	if misfits := n.sync(); misfits.Len() != 0 {
 		t.Fatalf("misfits %v", misfits)
 	}
 	for pod, owner := range map[string]struct{ ip, mac string }{
@@ -523,4 +523,53 @@ func TestAnotherVNIAndPort(t *testing.T) {
 	packetCase{verdict: redirected, counted: received(blueIP, "base", 1, 128)}.check(t, in, n.run(uplinkIn, in))
 	in = carried(blueIP, fromBlue(100)).bytes(t)
 	packetCase{verdict: passed}.check(t, in, n.run(uplinkIn, in))
+}
+
+// A segment that has more of the same write behind it is the kernel's, which
+// merges such trains, and for a moment so is the rest of the flow.
+func TestTrainsOfSegmentsAreTheKernels(t *testing.T) {
+	n := newNode(t)
+	segment := func(payload int, flags byte) []byte {
+		const atFlags = atInnerIP + 20 + 13
+		return carried(blueIP, eth(blueMAC, ourMAC).ip(bluePod, ourPod).tcp(1, 2).payload(payload)).
+			bytes(t, set(atFlags, flags))
+	}
+	const ack, push = 0x10, 0x08
+	steps := []struct {
+		name   string
+		packet []byte
+		taken  bool
+		reason weftReason
+		bytes  uint64
+	}{
+		{"a bare acknowledgement", segment(0, ack), true, 0, 40},
+		{"the end of a write", segment(1000, ack|push), true, 0, 1040},
+		{"a write with more behind it", segment(1000, ack), false, weftReasonREASON_SEGMENT_TRAIN, 0},
+		{"the end of that write", segment(100, ack|push), false, weftReasonREASON_AGGREGATE_RECENT, 0},
+	}
+	n.reset()
+	for _, step := range steps {
+		got := n.run(uplinkIn, step.packet)
+		want := packetCase{verdict: passed, reason: step.reason}
+		if step.taken {
+			want = packetCase{verdict: redirected, counted: received(blueIP, "base", 1, step.bytes)}
+		}
+		t.Log(step.name)
+		want.check(t, step.packet, got)
+	}
+}
+
+// A peer for which the maps have no room passes the source check, and rides the
+// kernel path both ways.
+func TestPeerWithoutRoom(t *testing.T) {
+	n := newNode(t)
+	n.desired.SourceCheck = "enforce"
+	n.desired.Known, n.desired.Peers = n.desired.Peers, nil
+	n.sync()
+	for program, packet := range map[tcProgram]*packet{overlayOut: toBlue(100), uplinkIn: carried(blueIP, fromBlue(100))} {
+		in := packet.bytes(t)
+		packetCase{verdict: passed, reason: weftReasonREASON_PEER_NO_ROOM}.check(t, in, n.run(program, in))
+	}
+	in := carried(strangerIP, fromBlue(100)).bytes(t)
+	packetCase{verdict: dropped, reason: weftReasonREASON_SOURCE_UNKNOWN_PEER}.check(t, in, n.run(uplinkIn, in))
 }

@@ -4,9 +4,14 @@ package ebpf
 
 import (
 	"bytes"
+	"errors"
 	"maps"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/weft-net/weft/test/netns"
 )
@@ -14,7 +19,8 @@ import (
 // Things that only a kernel at work shows: packets with what no program run can
 // put into them, and stamps on their way from one program to the next.
 
-const soon = time.Second
+// soon is how long we wait for what must come.
+const soon = 3 * time.Second
 
 // never is how long we wait for what must not come.
 const never = 200 * time.Millisecond
@@ -256,6 +262,25 @@ func TestOwnPacketsProveNothing(t *testing.T) {
 	}
 }
 
+// A route that sets a hop limit makes the kernel's packets differ from ours, so
+// the peer behind it is never proven.
+func TestRouteWithAHopLimitIsTheKernels(t *testing.T) {
+	w := newWired(t)
+	w.Run(t, "ip route add "+blueIP+"/32 dev eth0 src "+ourIP+" hoplimit 20")
+	w.accelerate("observe")
+	w.peerState(blueIP, func(s *weftPeerState) { s.TxProven = 0 })
+	out, wire := mustTap(t, w.NS, "flannel.1"), mustTap(t, w.b, "eth0")
+	for range 3 {
+		got := w.during(func() {
+			out.send(toBlue(100).bytes(t))
+			if frame := wire.next(soon, isVXLAN); frame == nil || frame[atIP+8] != 20 {
+				t.Errorf("left as %x, want a TTL of 20", frame)
+			}
+		})
+		mustCount(t, got, map[string]uint64{"host_unproven": 1, "host_mangles": 1}, nil, sent(blueIP, "kernel", 1, 128))
+	}
+}
+
 // A host rule that drops a peer's VXLAN packets ends the base path within the
 // life of a proof, and lifting it brings the base path back.
 func TestHostRuleEndsTheBasePath(t *testing.T) {
@@ -285,9 +310,60 @@ func TestHostRuleEndsTheBasePath(t *testing.T) {
 	if receive(soon) == nil {
 		t.Error("the kernel path does not deliver")
 	}
+	time.Sleep(50 * time.Millisecond) // until the flow may change its road
 	got := w.during(func() {
 		wire.send(packet)
 		receive(soon)
 	})
 	mustCount(t, got, nil, nil, received(blueIP, "base", 1, 128))
+}
+
+// A host that tags what leaves its uplink changes outer packets, which ours
+// would not share.
+func TestHostTagsWhatLeavesTheUplink(t *testing.T) {
+	w := newWired(t)
+	mustTagAll(w, "eth0")
+	w.accelerate("observe")
+	w.peerState(blueIP, func(s *weftPeerState) { s.TxProven = 0 })
+	out := mustTap(t, w.NS, "flannel.1")
+	got := w.during(func() { out.send(toBlue(100).bytes(t)) })
+	mustCount(t, got, map[string]uint64{"host_unproven": 1, "host_mangles": 1}, nil, sent(blueIP, "kernel", 1, 128))
+	if w.peerState(blueIP, nil).TxProven != 0 {
+		t.Error("a tagged packet proved that packets leave as they were built")
+	}
+}
+
+// mustTagAll gives every packet that leaves a device of node a the VLAN tag 5,
+// before any program of ours.
+func mustTagAll(w *wired, device string) {
+	t := w.tb
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "tag", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R2, 0x0081), // ETH_P_8021Q as the wire has it
+			asm.Mov.Imm(asm.R3, 5),
+			asm.FnSkbVlanPush.Call(),
+			asm.Mov.Imm(asm.R0, passed),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { prog.Close() })
+	var l link.Link
+	err = w.Do(func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{
+			Interface: interfaceIndex(device), Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: link.Head(),
+		})
+		return err
+	})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skip("needs tcx (Linux 6.6) to run before our programs")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
 }

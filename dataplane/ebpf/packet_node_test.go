@@ -92,6 +92,10 @@ func newNode(tb *testing.T) *node {
 		"ip link set flannel.1 up",
 		"sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.lo.forwarding=1",
 	)
+	// Nobody answers on the wire, so who is there is said once and for all.
+	for _, ip := range []string{blueIP, greenIP, "192.0.2.14", "192.0.2.1"} {
+		n.Run(tb, "ip neigh add "+ip+" lladdr "+wireMAC+" dev eth0 nud permanent")
+	}
 	n.MustDo(tb, func() (err error) {
 		n.uplink, n.overlay = uint32(interfaceIndex("eth0")), uint32(interfaceIndex("flannel.1"))
 		n.accel, err = Open(Options{PinDir: filepath.Join(mustBPFFS(tb), "weft"), MaxPeers: 16, VNI: 1, Port: 8472})
@@ -109,7 +113,7 @@ func newNode(tb *testing.T) *node {
 }
 
 // sync hands over what is desired, and remembers what is then in force.
-func (n *node) sync() (misfits []state.Peer) {
+func (n *node) sync() (misfits Misfits) {
 	n.tb.Helper()
 	n.MustDo(n.tb, func() (err error) {
 		misfits, err = n.accel.Sync(n.desired)

@@ -9,7 +9,9 @@ import (
 	"net"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 )
 
 // outerOf reads what the tests ask of a VXLAN packet.
@@ -76,7 +78,7 @@ func TestPodPacketsAreEncapsulated(t *testing.T) {
 }
 
 // RFC 6040, section 4.1, as the kernel does it: the outer packet says what the
-// inner one says, but ECT(0) where it is marked already.
+// inner one says, but only "capable" where it is marked already.
 func TestECNOnTheWayOut(t *testing.T) {
 	n := newNode(t)
 	for inner, outer := range map[uint8]uint8{0: 0, 1: 1, 2: 2, 3: 2, 0xb8 | 1: 1, 0xb8 | 3: 2} {
@@ -116,11 +118,6 @@ func outCases() []packetCase {
 			name:   "the agent holds acceleration back",
 			given:  func(n *node) { n.inForce(func(f *weftInForce) { f.Held = 1 }) },
 			reason: weftReasonREASON_HELD, counted: byKernel,
-		}, {
-			name:   "a marked packet on a host that routes by mark",
-			given:  func(n *node) { n.inForce(func(f *weftInForce) { f.ByMark = 1 }) },
-			skb:    marked(0x4000),
-			reason: weftReasonREASON_MARKED, counted: byKernel,
 		}, {
 			name:   "an aggregate",
 			packet: eth(ourMAC, blueMAC).ip(ourPod, bluePod).tcp(1, 2).payload(2000), skb: aggregate(2, 1000),
@@ -239,13 +236,14 @@ func TestWhatIsEncapsulatedNevertheless(t *testing.T) {
 }
 
 // A route's own MTU is the operator's word that the path beyond is narrower
-// than the uplink. The kernel's device fragments to it, and so must not we
-// exceed it.
+// than the uplink. The kernel's device fragments to it, and we must not exceed
+// it.
 func TestRouteWithAnMTUOfItsOwn(t *testing.T) {
 	for _, how := range []string{"mtu lock 1000", "mtu 1000"} {
 		t.Run(how, func(t *testing.T) {
 			n := newNode(t)
 			n.Run(t, "ip route add "+blueIP+" dev eth0 src "+ourIP+" "+how)
+			n.sync()
 			runCases(t, n, []packetCase{
 				{
 					name: "exactly the route's MTU", program: overlayOut, packet: toBlue(950 - 28),
@@ -259,8 +257,7 @@ func TestRouteWithAnMTUOfItsOwn(t *testing.T) {
 	}
 }
 
-// Without forwarding on the loopback device the FIB lookup says nothing of the
-// route; the kernel's device needs no forwarding.
+// The route to the peer is the one that the kernel's device would take.
 func TestRouteLookupAsked(t *testing.T) {
 	t.Run("a peer behind a gateway", func(t *testing.T) {
 		n := newNode(t)
@@ -361,6 +358,31 @@ func TestOuterIDIsFresh(t *testing.T) {
 	}
 }
 
+// The header checksum is right whatever the IP ID adds to it. For this address
+// and length two IDs make the sum carry twice.
+func TestOuterChecksumIsAlwaysRight(t *testing.T) {
+	n := newNode(t)
+	n.reset()
+	n.inForce(func(f *weftInForce) { f.Local = toBE32(addr("198.19.255.254")) })
+	in := toBlue(255 - 50 - 28).bytes(t)
+	n.MustDo(t, func() error {
+		opts := &ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+50), Context: skBuff{Ifindex: n.overlay}}
+		for i := range 200_000 {
+			if i%1000 == 0 {
+				n.peerState(blueIP, func(s *weftPeerState) { s.TxProven = coarseNow() })
+			}
+			verdict, err := n.accel.objects.OverlayOut.Run(opts)
+			if err != nil || verdict != redirected {
+				return fmt.Errorf("packet %d: verdict %d: %w", i, verdict, err)
+			}
+			if header := opts.DataOut[atIP:atUDP]; onesSum(header) != 0xffff {
+				return fmt.Errorf("packet %d has a wrong checksum: %x", i, header)
+			}
+		}
+		return nil
+	})
+}
+
 // What encapsulation leaves in the context: no stamp that others could see.
 func TestNothingOfOursIsLeftOnTheWayOut(t *testing.T) {
 	n := newNode(t)
@@ -369,4 +391,50 @@ func TestNothingOfOursIsLeftOnTheWayOut(t *testing.T) {
 	if got.skb.Mark != 7 || got.skb.Priority != 3 || got.skb.CB != [5]uint32{} {
 		t.Errorf("mark %d, priority %d, cb %v; want 7, 3 and zeros", got.skb.Mark, got.skb.Priority, got.skb.CB)
 	}
+}
+
+// A marked packet goes where the host's rules by mark send it: asked with the
+// mark where the kernel can be asked so (6.10), else left to it.
+func TestMarkedPacketOnAHostThatRoutesByMark(t *testing.T) {
+	n := newNode(t)
+	n.Run(t, "ip rule add fwmark 0x4000 blackhole")
+	n.desired.RoutesByMark = true
+	n.sync()
+	reason := weftReasonREASON_UNDERLAY_ROUTE
+	if !kernelIsAtLeast(t, 6, 10) {
+		reason = weftReasonREASON_MARKED
+	}
+	runCases(t, n, []packetCase{
+		{
+			name: "with the mark", program: overlayOut, packet: toBlue(100), skb: marked(0x4000),
+			verdict: passed, reason: reason, counted: sent(blueIP, "kernel", 1, 128),
+		}, {
+			name: "without a mark", program: overlayOut, packet: toBlue(100),
+			verdict: redirected, counted: sent(blueIP, "base", 1, 128),
+		},
+	})
+}
+
+func kernelIsAtLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	return a > major || a == major && b >= minor
+}
+
+// Who has to be asked for the next hop's MAC is the kernel, which keeps the
+// packet meanwhile.
+func TestNextHopIsNotKnownYet(t *testing.T) {
+	n := newNode(t)
+	n.Run(t, "ip neigh del "+blueIP+" dev eth0")
+	runCases(t, n, []packetCase{{
+		name: "is the kernel's", program: overlayOut, packet: toBlue(100),
+		verdict: passed, reason: weftReasonREASON_UNDERLAY_NEIGHBOUR, counted: sent(blueIP, "kernel", 1, 128),
+	}})
 }

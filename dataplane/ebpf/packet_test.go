@@ -79,8 +79,18 @@ func (p *packet) carries(protocol layers.IPProtocol) *layers.IPv4 {
 func (p *packet) udp(src, dst uint16) *packet {
 	ip := p.carries(layers.IPProtocolUDP)
 	udp := &layers.UDP{SrcPort: layers.UDPPort(src), DstPort: layers.UDPPort(dst)}
-	udp.SetNetworkLayerForChecksum(ip)
+	mustSum(udp, ip)
 	return p.add(udp)
+}
+
+// mustSum tells a transport header whose addresses its checksum covers.
+func mustSum(l interface {
+	SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+}, ip *layers.IPv4,
+) {
+	if err := l.SetNetworkLayerForChecksum(ip); err != nil {
+		panic(err)
+	}
 }
 
 // uncheckedUDP is a UDP header with the checksum 0, which means none.
@@ -101,9 +111,9 @@ func (p *packet) tcp(src, dst uint16, options ...layers.TCPOption) *packet {
 	ip := p.carries(layers.IPProtocolTCP)
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src), DstPort: layers.TCPPort(dst),
-		Seq: 1000, Ack: 2000, ACK: true, Window: 500, Options: options,
+		Seq: 1000, Ack: 2000, ACK: true, PSH: true, Window: 500, Options: options,
 	}
-	tcp.SetNetworkLayerForChecksum(ip)
+	mustSum(tcp, ip)
 	return p.add(tcp)
 }
 
@@ -211,9 +221,6 @@ func setIP(ip, at int, value ...byte) mutation {
 		return p
 	}
 }
-
-// cut leaves only the first n bytes.
-func cut(n int) mutation { return func(p []byte) []byte { return p[:n] } }
 
 // trailer adds n bytes behind the packet.
 func trailer(n int) mutation { return func(p []byte) []byte { return append(p, make([]byte, n)...) } }

@@ -15,6 +15,23 @@ import (
 	"github.com/weft-net/weft/dataplane/state"
 )
 
+// noSlot is NO_SLOT of bpf/structs.h: a peer that only the source check knows.
+const noSlot = ^uint32(0)
+
+// Misfits are the peers that the accelerator can't carry; they ride the kernel
+// path.
+type Misfits struct {
+	// NoRoom are those beyond MaxPeers. They come in when others go.
+	NoRoom []state.Peer
+	// Unknown are those that the source check does not know either: with a
+	// prefix length too many (the programs look for the most frequent ones), or
+	// beyond MAX_KNOWN prefixes.
+	Unknown []state.Peer
+}
+
+// Len is the number of all misfits.
+func (m Misfits) Len() int { return len(m.NoRoom) + len(m.Unknown) }
+
 // maxPrefixLengths is PREFIX_LENGTHS of bpf/constants.h.
 const maxPrefixLengths = len(weftInForce{}.PrefixBits)
 
@@ -37,26 +54,27 @@ func (a *Accelerator) recoverSlots() error {
 // syncPeers brings the maps peers and nodes to what is desired. What is new
 // goes in before what is old goes out. It returns the peers that don't fit and
 // the prefix lengths in use, longest first.
-func (a *Accelerator) syncPeers(peers []state.Peer) (misfits []state.Peer, lengths []uint8, err error) {
-	a.releaseSlots(peers)
-	wantPeers, wantNodes, lengths, misfits, fresh := a.place(peers)
-	for _, slot := range fresh {
+func (a *Accelerator) syncPeers(d Desired) (misfits Misfits, lengths []uint8, err error) {
+	a.releaseSlots(d.Peers)
+	want := a.place(d.Peers, d.Known)
+	for _, slot := range want.fresh {
 		if err := a.clearSlot(slot); err != nil {
-			return misfits, lengths, err
+			return want.misfits, want.lengths, err
 		}
 	}
-	stalePeers, err := put(a.objects.Peers, wantPeers)
+	stalePeers, err := put(a.objects.Peers, want.peers)
 	if err != nil {
-		return misfits, lengths, fmt.Errorf("writing map peers: %w", err)
+		return want.misfits, want.lengths, fmt.Errorf("writing map peers: %w", err)
 	}
-	staleNodes, err := put(a.objects.Nodes, wantNodes)
+	staleNodes, err := put(a.objects.Nodes, want.nodes)
 	if err != nil {
-		return misfits, lengths, fmt.Errorf("writing map nodes: %w", err)
+		return want.misfits, want.lengths, fmt.Errorf("writing map nodes: %w", err)
 	}
-	if err := errors.Join(remove(a.objects.Peers, stalePeers), remove(a.objects.Nodes, staleNodes)); err != nil {
-		return misfits, lengths, fmt.Errorf("removing stale peers: %w", err)
+	err = errors.Join(remove(a.objects.Peers, stalePeers), remove(a.objects.Nodes, staleNodes))
+	if err != nil {
+		err = fmt.Errorf("removing stale peers: %w", err)
 	}
-	return misfits, lengths, nil
+	return want.misfits, want.lengths, err
 }
 
 // releaseSlots frees the slots of nodes that are no longer peers.
@@ -68,33 +86,62 @@ func (a *Accelerator) releaseSlots(peers []state.Peer) {
 	a.slots.release(keep, time.Now())
 }
 
-// place gives every peer its map entries. Peers beyond the maps' size or with
-// a prefix length too many are misfits.
-func (a *Accelerator) place(peers []state.Peer) (
-	wantPeers map[weftPrefix]weftPeer, wantNodes map[uint32]weftNode,
-	lengths []uint8, misfits []state.Peer, fresh []uint32,
-) {
-	wantPeers, wantNodes = map[weftPrefix]weftPeer{}, map[uint32]weftNode{}
-	lengths = commonLengths(peers)
+// placement is what the maps should hold.
+type placement struct {
+	peers   map[weftPrefix]weftPeer
+	nodes   map[uint32]weftNode
+	lengths []uint8  // of prefixes, longest first
+	fresh   []uint32 // slots that change hands
+	misfits Misfits
+}
+
+// place gives every peer its map entries, and a slot while there are any. Known
+// ones get no slot.
+func (a *Accelerator) place(peers, known []state.Peer) placement {
+	want := placement{
+		peers:   map[weftPrefix]weftPeer{},
+		nodes:   map[uint32]weftNode{},
+		lengths: commonLengths(slices.Concat(peers, known)),
+	}
 	limit := int(a.objects.Peers.MaxEntries())
 	for _, p := range peers {
-		if len(wantPeers) >= limit || !slices.Contains(lengths, uint8(p.Prefix.Bits())) {
-			misfits = append(misfits, p)
+		if !want.finds(p) || len(want.peers) >= limit {
+			want.misfits.Unknown = append(want.misfits.Unknown, p)
 			continue
 		}
-		slot, isFresh, ok := a.slots.get(p.PublicIP, time.Now())
+		slot, fresh, ok := a.slots.get(p.PublicIP, time.Now())
 		if !ok {
-			misfits = append(misfits, p)
-			continue
+			slot = noSlot
+			want.misfits.NoRoom = append(want.misfits.NoRoom, p)
 		}
-		if isFresh {
-			fresh = append(fresh, slot)
+		if fresh {
+			want.fresh = append(want.fresh, slot)
 		}
-		wantPeers[toPrefix(p.Prefix)] = toPeer(p, slot)
-		wantNodes[toBE32(p.PublicIP)] = weftNode{Remote: toBE32(p.PublicIP), Slot: slot}
+		want.add(p, slot)
 	}
-	return wantPeers, wantNodes, lengths, misfits, fresh
+	for _, p := range known {
+		if _, taken := want.peers[toPrefix(p.Prefix)]; !taken && want.finds(p) && len(want.peers) < limit {
+			want.add(p, noSlot)
+		}
+	}
+	return want
 }
+
+func (w *placement) finds(p state.Peer) bool {
+	return slices.Contains(w.lengths, uint8(p.Prefix.Bits()))
+}
+
+// add enters a peer. A node that has a slot for one of its prefixes keeps it.
+func (w *placement) add(p state.Peer, slot uint32) {
+	w.peers[toPrefix(p.Prefix)] = toPeer(p, slot)
+	remote := toBE32(p.PublicIP)
+	if have, ok := w.nodes[remote]; !ok || have.Slot == noSlot {
+		w.nodes[remote] = weftNode{Remote: remote, Slot: slot}
+	}
+}
+
+// HasRoom tells that a peer that found no slot would find one now.
+func (a *Accelerator) HasRoom() bool { return a.slots.hasFree(time.Now()) }
 
 // commonLengths returns the prefix lengths that the programs look for: the
 // most frequent maxPrefixLengths, longest first.

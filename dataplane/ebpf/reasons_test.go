@@ -100,12 +100,16 @@ func TestPathsAreThoseOfTheObject(t *testing.T) {
 // provokedElsewhere are the reasons that need more than one packet, or a kernel
 // that does more than to run a program, with the test that provokes them.
 var provokedElsewhere = map[weftReason]func(*testing.T){
-	weftReasonREASON_AGGREGATE_RECENT: TestSmallPacketsDoNotOvertakeAggregates,
-	weftReasonREASON_HOST_RENEWAL:     TestProofLife,
-	weftReasonREASON_HOST_MANGLES:     TestDeparturesFromTheUplink,
-	weftReasonREASON_SOURCE_UNSEEN:    TestArrivalsOnTheOverlayDevice,
-	weftReasonREASON_ENCAP_REFUSED:    TestTunnelWithinAPod,
-	weftReasonREASON_OUTER_VLAN:       TestVLANTaggedPacketOnTheUplink,
+	weftReasonREASON_AGGREGATE_RECENT:   TestSmallPacketsDoNotOvertakeAggregates,
+	weftReasonREASON_HOST_RENEWAL:       TestProofLife,
+	weftReasonREASON_MARKED:             TestMarkedPacketOnAHostThatRoutesByMark,
+	weftReasonREASON_UNDERLAY_NEIGHBOUR: TestNextHopIsNotKnownYet,
+	weftReasonREASON_PEER_NO_ROOM:       TestPeerWithoutRoom,
+	weftReasonREASON_SEGMENT_TRAIN:      TestTrainsOfSegmentsAreTheKernels,
+	weftReasonREASON_HOST_MANGLES:       TestDeparturesFromTheUplink,
+	weftReasonREASON_SOURCE_UNSEEN:      TestArrivalsOnTheOverlayDevice,
+	weftReasonREASON_ENCAP_REFUSED:      TestTunnelWithinAPod,
+	weftReasonREASON_OUTER_VLAN:         TestVLANTaggedPacketOnTheUplink,
 	// The kernel refuses to shrink a packet only when it is out of memory.
 	weftReasonREASON_STRIP_REFUSED: TestRefusedRoomLeavesThePacketUntouched,
 }

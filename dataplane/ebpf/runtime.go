@@ -32,6 +32,7 @@ func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
 		Mac:         d.MAC,
 		SourceCheck: sourceCheck(d.SourceCheck),
 		Held:        boolean(d.Held),
+		Mtu:         uint32(routeMTU(d.Uplink)),
 		ByMark:      boolean(d.RoutesByMark),
 		Off:         have.Off,
 		Stamp:       cmp.Or(have.Stamp, uint32(random())|1),

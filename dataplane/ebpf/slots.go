@@ -16,7 +16,7 @@ type slots struct {
 	byIP  map[netip.Addr]uint32
 	taken map[uint32]bool
 	freed map[uint32]time.Time
-	next  uint32 // below it every slot was used at least once
+	next  uint32 // every slot below it was given at least once
 }
 
 func newSlots(size int) slots {
@@ -54,12 +54,10 @@ func (s *slots) get(node netip.Addr, now time.Time) (slot uint32, fresh, ok bool
 
 // free finds a slot that nobody has: one never used, else one that has rested.
 func (s *slots) free(now time.Time) (uint32, bool) {
-	for int(s.next) < s.size && s.taken[s.next] {
-		s.next++
-	}
-	if int(s.next) < s.size {
-		s.next++
-		return s.next - 1, true
+	for ; int(s.next) < s.size; s.next++ {
+		if _, resting := s.freed[s.next]; !resting && !s.taken[s.next] {
+			return s.next, true
+		}
 	}
 	for slot, since := range s.freed {
 		if now.Sub(since) >= slotRest {
@@ -68,6 +66,19 @@ func (s *slots) free(now time.Time) (uint32, bool) {
 		}
 	}
 	return 0, false
+}
+
+// hasFree tells whether free would find a slot.
+func (s *slots) hasFree(now time.Time) bool {
+	if len(s.taken)+len(s.freed) < s.size {
+		return true
+	}
+	for _, since := range s.freed {
+		if now.Sub(since) >= slotRest {
+			return true
+		}
+	}
+	return false
 }
 
 // release frees the slots of nodes that are not in keep.

@@ -140,8 +140,8 @@ func TestCommonLengths(t *testing.T) {
 		"none":                                 {nil, []uint8{}},
 		"one for all":                          {[]int{24, 24, 24}, []uint8{24}},
 		"longest first":                        {[]int{24, 26, 16, 25}, []uint8{26, 25, 24, 16}},
-		"the rarest is left out":               {[]int{24, 24, 25, 25, 26, 26, 27, 16, 16}, []uint8{26, 25, 24, 16}},
-		"among equally rare ones the shortest": {[]int{20, 21, 22, 23, 24}, []uint8{24, 23, 22, 21}},
+		"the rarest is left out":               {[]int{24, 24, 25, 25, 26, 26, 27, 16, 16, 15, 15, 14, 14, 13, 13, 12, 12}, []uint8{26, 25, 24, 16, 15, 14, 13, 12}},
+		"among equally rare ones the shortest": {[]int{16, 17, 18, 19, 20, 21, 22, 23, 24}, []uint8{24, 23, 22, 21, 20, 19, 18, 17}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var peers []state.Peer
@@ -170,23 +170,27 @@ func TestPeersThatFitAndMisfits(t *testing.T) {
 		"two prefixes of a node share its slot": {
 			peers: []state.Peer{peer(1, "10.244.1.0/24"), peer(1, "10.244.9.0/24")}, nodes: 1,
 		},
-		"a fifth prefix length": {
+		"a ninth prefix length": {
 			peers: []state.Peer{
-				peer(1, "10.1.0.0/24"), peer(1, "10.2.0.0/25"), peer(1, "10.3.0.0/26"), peer(1, "10.4.0.0/27"), peer(2, "10.5.0.0/16"),
+				peer(1, "10.1.0.0/24"), peer(1, "10.2.0.0/25"), peer(1, "10.3.0.0/26"), peer(1, "10.4.0.0/27"),
+				peer(1, "10.6.0.0/23"), peer(1, "10.8.0.0/22"), peer(1, "10.12.0.0/21"), peer(1, "10.16.0.0/20"), peer(2, "10.5.0.0/16"),
 			},
-			misfits: []int{4}, nodes: 1,
+			misfits: []int{8}, nodes: 1,
 		},
 		"more prefixes than the map has room for": {
 			peers: []state.Peer{
 				peer(1, "10.1.0.0/24"), peer(1, "10.2.0.0/24"), peer(1, "10.3.0.0/24"), peer(1, "10.4.0.0/24"),
-				peer(1, "10.5.0.0/24"), peer(1, "10.6.0.0/24"),
+				peer(1, "10.5.0.0/24"), peer(1, "10.6.0.0/24"), peer(1, "10.7.0.0/24"), peer(1, "10.8.0.0/24"),
+				peer(1, "10.9.0.0/24"), peer(1, "10.10.0.0/24"),
 			},
-			misfits: []int{4, 5}, nodes: 1,
+			misfits: []int{8, 9}, nodes: 1,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := placing(t, 4)
-			wantPeers, wantNodes, _, misfits, fresh := a.place(c.peers)
+			a := placing(t, 8)
+			placed := a.place(c.peers, nil)
+			wantPeers, wantNodes, fresh := placed.peers, placed.nodes, placed.fresh
+			misfits := slices.Concat(placed.misfits.Unknown, placed.misfits.NoRoom)
 			var want []state.Peer
 			for _, i := range c.misfits {
 				want = append(want, c.peers[i])
@@ -247,12 +251,12 @@ func TestPeersAreExchangedInFullMaps(t *testing.T) {
 	for _, net := range []byte{1, 2, 1} {
 		n.desired.Peers = full(net)
 		misfits := n.sync()
-		for deadline := time.Now().Add(5 * slotRest); len(misfits) > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(5 * slotRest); misfits.Len() > 0 && time.Now().Before(deadline); {
 			time.Sleep(slotRest / 4) // freed slots rest
 			misfits = n.sync()
 		}
-		if len(misfits) > 0 {
-			t.Fatalf("%d peers never fitted", len(misfits))
+		if misfits.Len() > 0 {
+			t.Fatalf("%d peers never fitted", misfits.Len())
 		}
 		got, err := n.accel.View().Peers()
 		if err != nil {
@@ -284,7 +288,7 @@ func TestDesiredIsInForce(t *testing.T) {
 	}
 	r := n.runtime
 	if fromBE32(r.Local) != addr(ourIP) || r.Uplink != n.uplink || r.Mac != [6]uint8(mustMAC(ourMAC)) || r.Ttl != 64 ||
-		r.PortMin != 32768 || r.PortMax != 60999 || r.PrefixLengths != 1 || r.PrefixBits[0] != 24 || r.Pad != 0 {
+		r.PortMin != 32768 || r.PortMax != 60999 || r.PrefixLengths != 1 || r.PrefixBits[0] != 24 {
 		t.Errorf("in force is %+v", r)
 	}
 }

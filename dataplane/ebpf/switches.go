@@ -32,6 +32,9 @@ func carrySwitches(switches, runtime, nodes, states *ebpf.Map) error {
 		return fmt.Errorf("reading map nodes: %w", err)
 	}
 	for _, node := range peers {
+		if node.Slot == noSlot {
+			continue
+		}
 		if err := carryPeerSwitch(states, node.Slot, off[node.Remote]); err != nil {
 			return err
 		}

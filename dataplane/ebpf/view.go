@@ -101,8 +101,10 @@ type Peer struct {
 	PublicIP netip.Addr
 	Prefixes []netip.Prefix
 	MAC      state.MAC
-	On       bool
-	Paths    [weftPacketPathPATH_COUNT]PathCounters
+	// Carried is false for a peer that only the source check knows.
+	Carried bool
+	On      bool
+	Paths   [weftPacketPathPATH_COUNT]PathCounters
 }
 
 // PathCounters count inner packets and IP bytes over one path.
@@ -144,6 +146,9 @@ func (v *View) Peers() ([]Peer, error) {
 }
 
 func (v *View) peer(value weftPeer) (*Peer, error) {
+	if value.Slot == noSlot {
+		return &Peer{PublicIP: fromBE32(value.Remote), MAC: value.Mac, On: true}, nil
+	}
 	var (
 		status weftPeerState
 		perCPU []weftCounters
@@ -157,6 +162,7 @@ func (v *View) peer(value weftPeer) (*Peer, error) {
 	p := &Peer{
 		PublicIP: fromBE32(value.Remote),
 		MAC:      value.Mac,
+		Carried:  true,
 		On:       status.Off&uint32(weftOffOFF_BASE) == 0,
 	}
 	for _, cpu := range perCPU {

@@ -38,15 +38,16 @@ type weftInForce struct {
 	Mac           [6]uint8
 	Ttl           uint8
 	PrefixLengths uint8
-	PrefixBits    [4]uint8
+	PrefixBits    [8]uint8
 	PortMin       uint16
 	PortMax       uint16
 	Off           uint32
 	Held          uint32
 	SourceCheck   uint32
+	Mtu           uint32
 	ByMark        uint32
 	Stamp         uint32
-	Pad           uint32
+	_             [4]byte
 	Nonce         uint64
 }
 
@@ -102,37 +103,40 @@ const (
 	weftReasonREASON_SWITCHED_OFF          weftReason = 1
 	weftReasonREASON_PEER_SWITCHED_OFF     weftReason = 2
 	weftReasonREASON_HELD                  weftReason = 3
-	weftReasonREASON_AGGREGATE             weftReason = 4
-	weftReasonREASON_AGGREGATE_RECENT      weftReason = 5
-	weftReasonREASON_HOST_UNPROVEN         weftReason = 6
-	weftReasonREASON_HOST_RENEWAL          weftReason = 7
-	weftReasonREASON_DEVICE_MISSING        weftReason = 8
-	weftReasonREASON_INNER_NOT_IPV4        weftReason = 9
-	weftReasonREASON_INNER_MALFORMED       weftReason = 10
-	weftReasonREASON_DESTINATION_UNKNOWN   weftReason = 11
-	weftReasonREASON_DESTINATION_MAC       weftReason = 12
-	weftReasonREASON_MARKED                weftReason = 13
-	weftReasonREASON_UNDERLAY_ROUTE        weftReason = 14
-	weftReasonREASON_UNDERLAY_MTU          weftReason = 15
-	weftReasonREASON_ENCAP_REFUSED         weftReason = 16
-	weftReasonREASON_HOST_MANGLES          weftReason = 17
-	weftReasonREASON_OUTER_VLAN            weftReason = 18
-	weftReasonREASON_OUTER_NOT_FOR_HOST    weftReason = 19
-	weftReasonREASON_OUTER_ADDRESS         weftReason = 20
-	weftReasonREASON_OUTER_OPTIONS         weftReason = 21
-	weftReasonREASON_OUTER_FRAGMENT        weftReason = 22
-	weftReasonREASON_OUTER_CHECKSUM        weftReason = 23
-	weftReasonREASON_OUTER_LENGTH          weftReason = 24
-	weftReasonREASON_VXLAN_FLAGS           weftReason = 25
-	weftReasonREASON_VXLAN_VNI             weftReason = 26
-	weftReasonREASON_INNER_MAC             weftReason = 27
-	weftReasonREASON_INNER_UNPROTECTED     weftReason = 28
-	weftReasonREASON_ECN_CONGESTED         weftReason = 29
-	weftReasonREASON_STRIP_REFUSED         weftReason = 30
-	weftReasonREASON_SOURCE_UNKNOWN_PEER   weftReason = 31
-	weftReasonREASON_SOURCE_NOT_ITS_PREFIX weftReason = 32
-	weftReasonREASON_SOURCE_UNSEEN         weftReason = 33
-	weftReasonREASON_COUNT                 weftReason = 34
+	weftReasonREASON_PEER_NO_ROOM          weftReason = 4
+	weftReasonREASON_AGGREGATE             weftReason = 5
+	weftReasonREASON_AGGREGATE_RECENT      weftReason = 6
+	weftReasonREASON_HOST_UNPROVEN         weftReason = 7
+	weftReasonREASON_HOST_RENEWAL          weftReason = 8
+	weftReasonREASON_DEVICE_MISSING        weftReason = 9
+	weftReasonREASON_INNER_NOT_IPV4        weftReason = 10
+	weftReasonREASON_INNER_MALFORMED       weftReason = 11
+	weftReasonREASON_DESTINATION_UNKNOWN   weftReason = 12
+	weftReasonREASON_DESTINATION_MAC       weftReason = 13
+	weftReasonREASON_MARKED                weftReason = 14
+	weftReasonREASON_UNDERLAY_ROUTE        weftReason = 15
+	weftReasonREASON_UNDERLAY_MTU          weftReason = 16
+	weftReasonREASON_UNDERLAY_NEIGHBOUR    weftReason = 17
+	weftReasonREASON_ENCAP_REFUSED         weftReason = 18
+	weftReasonREASON_HOST_MANGLES          weftReason = 19
+	weftReasonREASON_OUTER_VLAN            weftReason = 20
+	weftReasonREASON_OUTER_NOT_FOR_HOST    weftReason = 21
+	weftReasonREASON_OUTER_ADDRESS         weftReason = 22
+	weftReasonREASON_OUTER_OPTIONS         weftReason = 23
+	weftReasonREASON_OUTER_FRAGMENT        weftReason = 24
+	weftReasonREASON_OUTER_CHECKSUM        weftReason = 25
+	weftReasonREASON_OUTER_LENGTH          weftReason = 26
+	weftReasonREASON_VXLAN_FLAGS           weftReason = 27
+	weftReasonREASON_VXLAN_VNI             weftReason = 28
+	weftReasonREASON_INNER_MAC             weftReason = 29
+	weftReasonREASON_SEGMENT_TRAIN         weftReason = 30
+	weftReasonREASON_INNER_UNPROTECTED     weftReason = 31
+	weftReasonREASON_ECN_CONGESTED         weftReason = 32
+	weftReasonREASON_STRIP_REFUSED         weftReason = 33
+	weftReasonREASON_SOURCE_UNKNOWN_PEER   weftReason = 34
+	weftReasonREASON_SOURCE_NOT_ITS_PREFIX weftReason = 35
+	weftReasonREASON_SOURCE_UNSEEN         weftReason = 36
+	weftReasonREASON_COUNT                 weftReason = 37
 )
 
 type weftReasonCounters struct {

@@ -44,6 +44,9 @@ func (n *Node) plugIn(ctx context.Context) error {
 		if err := n.Run(ctx, wireFeatures); err != nil {
 			return err
 		}
+		if err := n.lab.Underlay.Run(ctx, "ethtool -K "+n.name+" tso off"); err != nil {
+			return err
+		}
 	}
 	return n.ip(ctx,
 		fmt.Sprintf("address add %s%s dev eth0", n.IP, underlayBits),
@@ -53,9 +56,10 @@ func (n *Node) plugIn(ctx context.Context) error {
 }
 
 // wireFeatures make eth0 cut what it sends into packets of its MTU and merge
-// what it receives, like a network card without tunnel offloads. Only this end
-// matters: the packets are cut before they enter the veth pair, and the bridge
-// ports do not merge them again, since veth has GRO off unless asked.
+// what it receives, like a network card without tunnel offloads. The packets are
+// cut before they enter the veth pair; they are merged only if the port of the
+// bridge that sends them to eth0 has no TSO (veth_skb_is_eligible_for_gro in
+// drivers/net/veth.c), and that port does not merge by itself.
 var wireFeatures = strings.Join([]string{
 	"ethtool -K eth0",
 	"tso off tx-udp-segmentation off",
