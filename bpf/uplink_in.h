@@ -198,12 +198,15 @@ static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct
 		return a->known ? REASON_PEER_NO_ROOM : REASON_SOURCE_UNKNOWN_PEER;
 	if ((reason = switched_on(rt, a->state)))
 		return reason;
+	if (!skb->gso_size && (reason = worth_stripping(skb, a))) {
+		keep_order(&rx_aggregates, flow, now);
+		return reason;
+	}
 	if ((reason = no_aggregate(skb, &rx_aggregates, flow, now)))
 		return reason;
 	if (!(a->overlay = find_device(DEVICE_OVERLAY)))
 		return REASON_DEVICE_MISSING;
-	if ((reason = worth_stripping(skb, a)) ||
-	    (reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now)))
+	if ((reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now)))
 		keep_order(&rx_aggregates, flow, now);
 	return reason;
 }

@@ -204,6 +204,9 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	}
 	for _, p := range peers {
 		r := byIP[p.PublicIP]
+		if !p.Carried {
+			r.Divergence = append(r.Divergence, "the accelerator has no room for it; it rides the kernel path")
+		}
 		for _, prefix := range p.Prefixes {
 			if !seen[prefix] {
 				r.Divergence = append(r.Divergence, fmt.Sprintf("%v is in the peers map but the kernel has no complete route, neighbour and FDB entry for it", prefix))

@@ -194,6 +194,9 @@ func (w *watcher) relevant(m message) bool {
 		return index == in.uplinkIndex || w.devices[index]
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, index, ok := parseRoute(m.data)
+		if index == in.uplinkIndex && hasMTU(m.data) {
+			return true // the accelerator has to know
+		}
 		return ok && (w.devices[index] || in.inRoute(r.prefix))
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, ok := parseNeighbour(m.data)
@@ -223,4 +226,22 @@ func (w *watcher) relevantLink(in *interest, m message) bool {
 		w.devices[index] = true
 	}
 	return is || was || name == in.uplink || index == in.uplinkIndex
+}
+
+// hasMTU reports whether a route says an MTU of itself.
+func hasMTU(data []byte) bool {
+	if len(data) < unix.SizeofRtMsg {
+		return false
+	}
+	for kind, metrics := range attributes(data[unix.SizeofRtMsg:]) {
+		if kind != unix.RTA_METRICS {
+			continue
+		}
+		for metric := range attributes(metrics) {
+			if metric == unix.RTAX_MTU {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -293,8 +293,8 @@ func TestMaxPeersIsChangedAtARestart(t *testing.T) {
 			time.Sleep(300 * time.Millisecond)
 		})
 		for _, m := range mustStatus(t, l.Node(1)).Maps {
-			if m.Name == "peers" && fmt.Sprint(m.MaxEntries) != number {
-				t.Errorf("the map of peers has room for %d, not %s", m.MaxEntries, number)
+			if m.Name == "peer_states" && fmt.Sprint(m.MaxEntries) != number {
+				t.Errorf("there is room for %d peers, not %s", m.MaxEntries, number)
 			}
 		}
 	}
@@ -406,7 +406,7 @@ func buildOther(dir string) (string, error) {
 	}
 	changed := string(text)
 	for _, c := range []string{"AGGREGATE_LIFE", "PROOF_LIFE"} {
-		changed = regexp.MustCompile(`(#define `+c+` \d+)1?0ULL`).ReplaceAllString(changed, "${1}1ULL")
+		changed = regexp.MustCompile(`(#define `+c+` \d+)1?0LL`).ReplaceAllString(changed, "${1}1LL")
 	}
 	if err := os.WriteFile(constants, []byte(changed), 0o644); err != nil {
 		return "", err

@@ -49,7 +49,7 @@ func TestPeersBeyondMaxPeersRideTheKernelPath(t *testing.T) {
 	if inMap != 2 {
 		t.Errorf("%d peers are in the map, not 2", inMap)
 	}
-	for _, words := range []string{"peers do not fit", "maxPeers=2", "mapMemoryKiB="} {
+	for _, words := range []string{"no room for all peers", "maxPeers=2", "mapMemoryKiB="} {
 		if !strings.Contains(n.AgentLog(), words) {
 			t.Errorf("the log says nothing of %q", words)
 		}
@@ -94,13 +94,23 @@ func TestPeersBeyondMaxPeersPassTheSourceCheck(t *testing.T) {
 	}
 }
 
-func TestPeersHaveFiveDifferentPrefixLengths(t *testing.T) {
+func TestPeersHaveTooManyPrefixLengths(t *testing.T) {
 	t.Parallel()
 	lt, l := newTrafficLab(t, lab.Options{Nodes: 6, Kinds: []lab.Kind{lab.Weft, lab.Kernel}})
 	n := l.Node(1)
 	entries := entriesOf(n.Peers()...)
 	for i := range entries { // the pod has the prefix's address number 2
 		entries[i].prefixes = []netip.Prefix{netip.PrefixFrom(entries[i].prefixes[0].Addr(), 24+i)}
+	}
+	// Four more lengths, and more frequent than those of the five.
+	for i, prefix := range []string{"10.244.128.0/20", "10.244.160.0/21", "10.244.176.0/22", "10.244.184.0/23"} {
+		p := netip.MustParsePrefix(prefix)
+		twin := p.Addr().As4()
+		twin[2] += byte(1) << (24 - p.Bits())
+		entries = append(entries, peerEntry{
+			name: fmt.Sprint("far", i), prefixes: []netip.Prefix{p, netip.PrefixFrom(netip.AddrFrom4(twin), p.Bits())},
+			ip: netip.AddrFrom4([4]byte{192, 0, 2, byte(200 + i)}), mac: fmt.Sprintf("02:00:00:00:09:%02x", i),
+		})
 	}
 	mustConfigure(t, n, n.IP, entries...)
 	misfits := func() (out []*lab.Node) {
@@ -113,7 +123,7 @@ func TestPeersHaveFiveDifferentPrefixLengths(t *testing.T) {
 	}
 	lt.Eventually(5*time.Second, func() error {
 		if m := misfits(); len(m) != 1 {
-			return fmt.Errorf("%d peers do not fit; 4 lengths have room", len(m))
+			return fmt.Errorf("%d peers do not fit; 8 of 9 lengths have room", len(m))
 		}
 		return nil
 	})
@@ -127,7 +137,7 @@ func TestPeersHaveFiveDifferentPrefixLengths(t *testing.T) {
 			mustRideBase(lt, r)
 		}
 	}
-	if log := n.AgentLog(); !strings.Contains(log, "do not fit") || strings.Contains(log, "raise --max-peers") {
+	if log := n.AgentLog(); !strings.Contains(log, "prefixes of too many lengths") || strings.Contains(log, "raise --max-peers") {
 		t.Errorf("the log does not tell that prefix lengths are what is short: --max-peers has room")
 	}
 }

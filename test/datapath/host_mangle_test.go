@@ -40,10 +40,12 @@ var mangles = []hostChange{
 		},
 	},
 	{
-		name: "what comes in is marked, and only marked packets are forwarded",
-		prepare: append(nftChain("inet", "forward priority 0"),
-			"iptables-nft -w -t mangle -A INPUT -s {peer} -p udp --dport 8472 -j MARK --set-mark 0x70{n}"),
-		do: []string{"nft add rule inet guard{n} c iifname flannel.1 ip saddr 10.244.{n}.0/24 meta mark != 0x70{n} drop"},
+		name:    "what comes in is marked, and only marked packets are forwarded",
+		prepare: nftChain("inet", "forward priority 0"),
+		do: []string{
+			"iptables-nft -w -t mangle -A INPUT -s {peer} -p udp --dport 8472 -j MARK --set-mark 0x70{n}",
+			"nft add rule inet guard{n} c iifname flannel.1 ip saddr 10.244.{n}.0/24 meta mark != 0x70{n} drop",
+		},
 	},
 	{
 		name: "what goes out is marked, and a tc program drops by mark",
