@@ -209,7 +209,7 @@ func TestFailedUpgradeLeavesTheOldPrograms(t *testing.T) {
 	before := h.hooks(t)
 
 	broken := h.open(t, 16)
-	broken.attach = func(s site, _ *ebpf.Program, _ string) (attachment, error) {
+	broken.attach = func(_ site, _ *ebpf.Program, _ string) (attachment, error) {
 		return attachment{}, errors.New("injected")
 	}
 	if err := h.trySync(t, broken); err == nil || !strings.Contains(err.Error(), "uplink_in") {

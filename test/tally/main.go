@@ -5,8 +5,8 @@
 //	go test -json ./... | tally -each-somewhere
 //
 // A test that is skipped where it could have run is a hole nobody sees. With
-// -must-run a skip is a failure, unless its reason says that "this kernel
-// lacks" something. Those tests are for another kernel: with -each-somewhere,
+// -must-run a skip is a failure, unless its reason says that "this kernel" has
+// not what it takes. Those tests are for another kernel: with -each-somewhere,
 // where packages are named package@kernel, a test that one kernel skipped
 // must have passed on another.
 package main
@@ -25,7 +25,7 @@ import (
 
 func main() {
 	var r rules
-	flag.BoolVar(&r.mustRun, "must-run", false, `skipped tests are failures, unless "this kernel lacks" something`)
+	flag.BoolVar(&r.mustRun, "must-run", false, `skipped tests are failures, unless their reason is what "this kernel" has not`)
 	flag.BoolVar(&r.eachSomewhere, "each-somewhere", false, "a test skipped in package@kernel must have passed at another kernel")
 	flag.Parse()
 	t := tally{out: os.Stdout}
@@ -44,8 +44,8 @@ type rules struct {
 	eachSomewhere bool
 }
 
-// kernelLacks is how a skip's reason says that this kernel cannot run it.
-const kernelLacks = "this kernel lacks"
+// thisKernel is how a skip's reason says that another kernel can run it.
+const thisKernel = "this kernel "
 
 // event is a line of `go test -json`; see `go doc test2json`.
 type event struct {
@@ -195,7 +195,7 @@ func (t *tally) report(r rules) bool {
 
 // judge says what is wrong with a skip, or nothing.
 func (t *tally) judge(s test, r rules) string {
-	if r.mustRun && !strings.Contains(t.skipped[s], kernelLacks) {
+	if r.mustRun && !strings.Contains(t.skipped[s], thisKernel) {
 		return "it had to run"
 	}
 	if r.eachSomewhere && !t.passedElsewhere(s) {
