@@ -37,7 +37,7 @@ build: ## Build bin/weft and bin/weftlab
 	$(BUILD) -o bin/ ./cmd/...
 
 .PHONY: demo
-demo: build ## Show weft at work between two nodes in namespaces (root; KEEP=1 leaves them up)
+demo: build ## Show weft at work between three nodes in namespaces (root; KEEP=1 leaves them up)
 	test/prerequisites demo
 	bin/weftlab demo $(if $(KEEP),--keep) $(ARGS)
 
