@@ -36,7 +36,8 @@ func TestMemoryIsWhatTheKernelSays(t *testing.T) {
 	a := h.open(t, 1000)
 	cpus := ebpf.MustPossibleCPU()
 	for name, m := range map[string]*ebpf.Map{
-		"peer_states": a.objects.PeerStates, "peer_counters": a.objects.PeerCounters, "suspects": a.objects.Suspects,
+		// Before 6.4 the kernel says nothing of use about hash maps.
+		"peer_states": a.objects.PeerStates, "peer_counters": a.objects.PeerCounters,
 	} {
 		info, err := m.Info()
 		if err != nil {
