@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,7 +84,11 @@ func TestDamageIsNoticedAndMadeGood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n, nudges := watching(t, peerB)
-			n.Run(t, damage)
+			if _, err := n.Try(damage); err != nil && strings.Contains(err.Error(), "busy") {
+				t.Skip("this kernel renames no device that is up; newer ones run this")
+			} else if err != nil {
+				t.Fatal(err)
+			}
 			wantNudge(t, nudges)
 			if name == "DeviceRenamed" {
 				// It still has our VNI: the operator is told, and removes it.
