@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string) (int, error) {
 		m       machine
 	)
 	flags.StringVar(&m.memory, "memory", "1G", "memory of the machine; what the command writes lives in it too")
-	flags.IntVar(&m.cpus, "cpus", 2, "processors of the machine")
+	flags.IntVar(&m.cpus, "cpus", 1, "processors of the machine")
 	flags.StringVar(&m.accel, "accel", "tcg", "qemu accelerator: tcg works everywhere, kvm is faster where it works")
 	flags.BoolVar(&m.verbose, "console", false, "show the kernel's console even when all goes well")
 	flags.Usage = func() {
