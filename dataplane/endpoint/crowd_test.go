@@ -3,7 +3,6 @@
 package endpoint
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -212,48 +211,4 @@ func TestBusyHost(t *testing.T) {
 	for range 50 {
 		n.wantsNow(t, foundA)
 	}
-}
-
-func TestInterruptedDumpIsReadAgainUntilItIsWhole(t *testing.T) {
-	for name, test := range map[string]struct {
-		interrupted, tries, reads int
-		want                      error
-	}{
-		"Whole":      {0, dumpTries, 1, nil},
-		"ThreeTimes": {3, dumpTries, 4, nil},
-		"WithoutEnd": {1000, podTries, podTries, errInterrupted},
-	} {
-		t.Run(name, func(t *testing.T) {
-			reads := 0
-			err := untilWhole(test.tries, func() (bool, error) {
-				reads++
-				return reads <= test.interrupted, nil
-			})
-			if !errors.Is(err, test.want) || reads != test.reads {
-				t.Errorf("%d reads, error %v; want %d, %v", reads, err, test.reads, test.want)
-			}
-		})
-	}
-	t.Run("KernelSaysSo", func(t *testing.T) {
-		n := newNode(t)
-		n.MustDo(t, func() error { // so many that they do not fit one datagram
-			lo, err := netlink.LinkByName("lo")
-			for i := 0; i < 1000 && err == nil; i++ {
-				err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(172, 21, byte(i>>8), byte(i)), Mask: net.CIDRMask(32, 32)}})
-			}
-			return err
-		})
-		defer n.churn(t)()
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-			request := newRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg(unix.AF_INET, 0)...)
-			interrupted, err := n.finder.socket.dumpOnce(request, unix.RTM_NEWADDR, func([]byte) {})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if interrupted {
-				return
-			}
-		}
-		t.Error("no dump was ever interrupted")
-	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 	"github.com/weft-net/weft/test/netns"
 )
 
@@ -394,10 +395,10 @@ func TestUnusableAddresses(t *testing.T) {
 		0: true, unix.IFA_F_PERMANENT: true, unix.IFA_F_DEPRECATED: true,
 		unix.IFA_F_TENTATIVE: false, unix.IFA_F_DADFAILED: false,
 	} {
-		r := newRequest(unix.RTM_NEWADDR, 0, ifaddrmsg(unix.AF_INET6, 2)...).
-			attr(unix.IFA_ADDRESS, netip.MustParseAddr("fd00::2").AsSlice()).
-			uint32(unix.IFA_FLAGS, flags)
-		if _, _, usable, ok := parseAddress(r.b[unix.NLMSG_HDRLEN:]); !ok || usable != want {
+		r := rtnl.NewRequest(unix.RTM_NEWADDR, 0, ifaddrmsg(unix.AF_INET6, 2)...).
+			Attr(unix.IFA_ADDRESS, netip.MustParseAddr("fd00::2").AsSlice()).
+			Uint32(unix.IFA_FLAGS, flags)
+		if _, _, usable, ok := parseAddress(r.Data()); !ok || usable != want {
 			t.Errorf("with flags %#x the address is usable: %v, want %v", flags, usable, want)
 		}
 	}

@@ -3,12 +3,10 @@
 package endpoint
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -17,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // ResultsDir is where CNI plugins leave their results on a host.
@@ -48,11 +48,11 @@ type Finder struct {
 	opts Options
 	// namespace is the network namespace, for what has no netlink: bpf(2) and
 	// new sockets.
-	namespace *os.File
+	namespace *rtnl.Namespace
 
 	// mu makes one reading happen at a time.
 	mu     sync.Mutex
-	socket *socket
+	socket *rtnl.Socket
 	tc     *netlink.Handle
 	// self is the number of our namespace in itself, noNamespace before it is
 	// known. It never changes.
@@ -69,7 +69,7 @@ type Finder struct {
 	// How watches work; tests have them work otherwise.
 	poll      time.Duration
 	looks     []time.Duration
-	listenAll func(*socket) error
+	listenAll func(*rtnl.Socket) error
 }
 
 // Open opens a Finder in the calling thread's network namespace. Nothing is
@@ -85,17 +85,17 @@ func Open(opts Options) (_ *Finder, err error) {
 	if opts.Ours == nil {
 		opts.Ours = OursByName
 	}
-	f := &Finder{opts: opts, self: noNamespace, poll: pollInterval, looks: newVethLooks, listenAll: (*socket).listenAll}
+	f := &Finder{opts: opts, self: noNamespace, poll: pollInterval, looks: newVethLooks, listenAll: listenAll}
 	f.life, f.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			_ = f.Close()
 		}
 	}()
-	if f.namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	if f.namespace, err = rtnl.OpenNamespace(); err != nil {
+		return nil, err
 	}
-	if f.socket, err = openSocket(); err != nil {
+	if f.socket, err = rtnl.Open(); err != nil {
 		return nil, err
 	}
 	if f.tc, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
@@ -110,7 +110,7 @@ func (f *Finder) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.socket != nil {
-		f.socket.close()
+		f.socket.Close()
 	}
 	if f.tc != nil {
 		f.tc.Close()
@@ -136,47 +136,4 @@ func (f *Finder) Find(prefixes []netip.Prefix) (Found, error) {
 	found := judge(s, prefixes)
 	f.interest.Store(newInterest(s, prefixes))
 	return found, nil
-}
-
-// inNamespace runs f on a thread in the finder's namespace.
-func (f *Finder) inNamespace(do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		changed, err := f.enterNamespace()
-		if !changed {
-			defer runtime.UnlockOSThread()
-		} // else the thread is thrown away with the goroutine
-		if err == nil {
-			err = do()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// enterNamespace moves the calling thread, unless it is there already: a
-// container without CAP_SYS_ADMIN may not move.
-func (f *Finder) enterNamespace() (changed bool, err error) {
-	var here unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
-		return false, fmt.Errorf("looking at the network namespace: %w", err)
-	}
-	conn, err := f.namespace.SyscallConn() // holds the file open while it is used
-	if err != nil {
-		return false, fmt.Errorf("entering the network namespace: %w", err)
-	}
-	controlErr := conn.Control(func(fd uintptr) {
-		var there unix.Stat_t
-		if err = unix.Fstat(int(fd), &there); err != nil || here.Dev == there.Dev && here.Ino == there.Ino {
-			return
-		}
-		if err = unix.Setns(int(fd), unix.CLONE_NEWNET); err == nil {
-			changed = true
-		}
-	})
-	if err = cmp.Or(controlErr, err); err != nil {
-		return changed, fmt.Errorf("entering the network namespace: %w", err)
-	}
-	return changed, nil
 }

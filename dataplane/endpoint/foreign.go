@@ -3,6 +3,7 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // readForeign names what others have attached to the pods' veths, but for the
@@ -22,7 +25,7 @@ func (f *Finder) readForeign(pods []candidate, links []device) (map[int][]string
 		return nil, err
 	}
 	named := map[uint32]string{}
-	err = f.inNamespace(func() error { // where bpf(2) looks for devices
+	err = f.namespace.Do(func() error { // where bpf(2) looks for devices
 		for _, c := range pods {
 			index := c.veth.index
 			for _, q := range qdiscs[index] {
@@ -44,9 +47,11 @@ func (f *Finder) readForeign(pods []candidate, links []device) (map[int][]string
 
 // readQdiscs reads the qdiscs that carry filters at the hooks, by device.
 func (f *Finder) readQdiscs() (qdiscs map[int][]qdisc, err error) {
-	err = f.socket.dump(
-		dumpTries,
-		func() *request { return newRequest(unix.RTM_GETQDISC, unix.NLM_F_DUMP, make([]byte, sizeofTcMsg)...) },
+	err = f.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			return rtnl.NewRequest(unix.RTM_GETQDISC, unix.NLM_F_DUMP, make([]byte, sizeofTcMsg)...)
+		},
 		unix.RTM_NEWQDISC,
 		func() { qdiscs = map[int][]qdisc{} },
 		func(data []byte) {
@@ -108,13 +113,13 @@ func parentOf(ingress bool) uint32 {
 
 // readFilters reads the filters of a direction.
 func (f *Finder) readFilters(index int, ingress bool) (filters []filter, err error) {
-	err = f.socket.dump(
-		dumpTries,
-		func() *request {
+	err = f.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
 			fixed := make([]byte, sizeofTcMsg) // struct tcmsg
-			native.PutUint32(fixed[4:], uint32(index))
-			native.PutUint32(fixed[12:], parentOf(ingress))
-			return newRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP, fixed...)
+			binary.NativeEndian.PutUint32(fixed[4:], uint32(index))
+			binary.NativeEndian.PutUint32(fixed[12:], parentOf(ingress))
+			return rtnl.NewRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP, fixed...)
 		},
 		unix.RTM_NEWTFILTER,
 		func() { filters = nil },

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 func (n *node) index(t testing.TB, name string) (index int) {
@@ -161,23 +163,20 @@ func TestPodWithXDP(t *testing.T) {
 // FuzzParse: the kernel's own messages, and such with any damage, are read
 // without harm.
 func FuzzParse(f *testing.F) {
-	f.Add(peerRequest(device{peer: 2, netns: 3}).finish(1))
-	f.Add(newRequest(unix.RTM_NEWADDR, 0, ifaddrmsg(unix.AF_INET, 2)...).attr(unix.IFA_LOCAL, []byte{10, 244, 1, 2}).uint32(unix.IFA_TARGET_NETNSID, 1).finish(1))
-	f.Add(newRequest(unix.RTM_NEWQDISC, 0, make([]byte, sizeofTcMsg)...).attr(unix.TCA_KIND, []byte("clsact\x00")).uint32(unix.TCA_INGRESS_BLOCK, 1).finish(1))
-	f.Add(newRequest(unix.RTM_NEWNEIGH, 0, append([]byte{unix.AF_BRIDGE}, make([]byte, sizeofNdMsg-1)...)...).attr(unix.NDA_LLADDR, make([]byte, 6)).finish(1))
-	f.Fuzz(func(_ *testing.T, b []byte) {
-		for m := range messages(b) {
-			_ = ackError(m)
-			l, _, _ := parseLink(m.data)
-			parseLinkInfo(&l, m.data)
-			_ = fmt.Sprint(l)
-			a, _, _, _ := parseAddress(m.data)
-			_ = a.prefix.String()
-			_, dst, _ := parseRoute(m.data)
-			_ = strings.ToUpper(dst.String())
-			_, _ = parseQdisc(m.data)
-			_, _ = parseFilter(m.data)
-			_, _, _ = parseStation(m.data)
-		}
+	f.Add(peerRequest(device{peer: 2, netns: 3}).Data())
+	f.Add(rtnl.NewRequest(unix.RTM_NEWADDR, 0, ifaddrmsg(unix.AF_INET, 2)...).Attr(unix.IFA_LOCAL, []byte{10, 244, 1, 2}).Uint32(unix.IFA_TARGET_NETNSID, 1).Data())
+	f.Add(rtnl.NewRequest(unix.RTM_NEWQDISC, 0, make([]byte, sizeofTcMsg)...).Attr(unix.TCA_KIND, []byte("clsact\x00")).Uint32(unix.TCA_INGRESS_BLOCK, 1).Data())
+	f.Add(rtnl.NewRequest(unix.RTM_NEWNEIGH, 0, append([]byte{unix.AF_BRIDGE}, make([]byte, unix.SizeofNdMsg-1)...)...).Attr(unix.NDA_LLADDR, make([]byte, 6)).Data())
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		l, _, _ := parseLink(data)
+		parseLinkInfo(&l, data)
+		_ = fmt.Sprint(l)
+		a, _, _, _ := parseAddress(data)
+		_ = a.prefix.String()
+		_, dst, _ := parseRoute(data)
+		_ = strings.ToUpper(dst.String())
+		_, _ = parseQdisc(data)
+		_, _ = parseFilter(data)
+		_, _, _ = parseStation(data)
 	})
 }

@@ -3,10 +3,12 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -14,21 +16,11 @@ import (
 const (
 	extSkipStats    = 1 << 3 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h
 	stateForwarding = 3      // BR_STATE_FORWARDING of linux/if_bridge.h
-	rtaNextHopID    = 30     // RTA_NH_ID of linux/rtnetlink.h
 	sizeofTcMsg     = 20     // struct tcmsg of linux/rtnetlink.h
-	sizeofNdMsg     = 12     // struct ndmsg of linux/neighbour.h
 	sizeofRtGenMsg  = 4      // struct rtgenmsg, padded
 	tcaBPFName      = 7      // TCA_BPF_NAME and
 	tcaBPFID        = 11     // TCA_BPF_ID of linux/pkt_cls.h
 )
-
-// number reads an attribute that is a 32-bit number.
-func number(value []byte) uint32 {
-	if len(value) < 4 {
-		return 0
-	}
-	return native.Uint32(value)
-}
 
 // flag reads an attribute that is a byte.
 func flag(value []byte) bool { return len(value) > 0 && value[0] != 0 }
@@ -39,15 +31,15 @@ func parseLink(data []byte) (l device, target int, ok bool) {
 	if len(data) < unix.SizeofIfInfomsg {
 		return l, 0, false
 	}
-	flags := native.Uint32(data[8:])
+	flags := binary.NativeEndian.Uint32(data[8:])
 	l = device{
-		index:   int(int32(native.Uint32(data[4:]))),
+		index:   int(int32(binary.NativeEndian.Uint32(data[4:]))),
 		up:      flags&unix.IFF_UP != 0,
 		carrier: flags&unix.IFF_LOWER_UP != 0,
 		netns:   noNamespace,
 	}
 	target = noNamespace
-	for attr, value := range attributes(data[unix.SizeofIfInfomsg:]) {
+	for attr, value := range rtnl.Attributes(data[unix.SizeofIfInfomsg:]) {
 		switch attr {
 		case unix.IFLA_IFNAME:
 			l.name = unix.ByteSliceToString(value)
@@ -56,19 +48,19 @@ func parseLink(data []byte) (l device, target int, ok bool) {
 				l.mac = state.MAC(value)
 			}
 		case unix.IFLA_MTU:
-			l.mtu = int(number(value))
+			l.mtu = int(rtnl.Uint32(value))
 		case unix.IFLA_MASTER:
-			l.master = int(number(value))
+			l.master = int(rtnl.Uint32(value))
 		case unix.IFLA_QDISC:
 			l.qdisc = unix.ByteSliceToString(value)
 		case unix.IFLA_LINK:
-			l.peer = int(number(value))
+			l.peer = int(rtnl.Uint32(value))
 		case unix.IFLA_LINK_NETNSID:
-			l.netns = int(int32(number(value)))
+			l.netns = int(int32(rtnl.Uint32(value)))
 		case unix.IFLA_TARGET_NETNSID:
-			target = int(int32(number(value)))
+			target = int(int32(rtnl.Uint32(value)))
 		case unix.IFLA_XDP:
-			for attr, value := range attributes(value) {
+			for attr, value := range rtnl.Attributes(value) {
 				l.xdp = l.xdp || attr == unix.IFLA_XDP_ATTACHED && flag(value)
 			}
 		case unix.IFLA_LINKINFO:
@@ -82,7 +74,7 @@ func parseLink(data []byte) (l device, target int, ok bool) {
 func parseLinkInfo(l *device, data []byte) {
 	var info, slave []byte
 	var slaveKind string
-	for attr, value := range attributes(data) {
+	for attr, value := range rtnl.Attributes(data) {
 		switch attr {
 		case unix.IFLA_INFO_KIND:
 			l.kind = unix.ByteSliceToString(value)
@@ -95,7 +87,7 @@ func parseLinkInfo(l *device, data []byte) {
 		}
 	}
 	if l.kind == "bridge" {
-		for attr, value := range attributes(info) {
+		for attr, value := range rtnl.Attributes(info) {
 			l.vlanFiltering = l.vlanFiltering || attr == unix.IFLA_BR_VLAN_FILTERING && flag(value)
 		}
 	}
@@ -107,7 +99,7 @@ func parseLinkInfo(l *device, data []byte) {
 // parsePort reads the settings of a bridge port.
 func parsePort(data []byte) port {
 	p := port{is: true, blocked: true, unlearning: true}
-	for attr, value := range attributes(data) {
+	for attr, value := range rtnl.Attributes(data) {
 		switch attr {
 		case unix.IFLA_BRPORT_STATE:
 			p.blocked = len(value) == 0 || value[0] != stateForwarding
@@ -131,19 +123,19 @@ func parseAddress(data []byte) (a address, target int, usable, ok bool) {
 		return a, 0, false, false
 	}
 	bits, flags := int(data[1]), uint32(data[2])
-	a.index = int(int32(native.Uint32(data[4:])))
+	a.index = int(int32(binary.NativeEndian.Uint32(data[4:])))
 	target = noNamespace
 	var other, local netip.Addr
-	for attr, value := range attributes(data[unix.SizeofIfAddrmsg:]) {
+	for attr, value := range rtnl.Attributes(data[unix.SizeofIfAddrmsg:]) {
 		switch attr {
 		case unix.IFA_ADDRESS: // where there is a local one: the other side's
 			other, _ = netip.AddrFromSlice(value)
 		case unix.IFA_LOCAL:
 			local, _ = netip.AddrFromSlice(value)
 		case unix.IFA_FLAGS:
-			flags = number(value)
+			flags = rtnl.Uint32(value)
 		case unix.IFA_TARGET_NETNSID:
-			target = int(int32(number(value)))
+			target = int(int32(rtnl.Uint32(value)))
 		}
 	}
 	if !local.IsValid() {
@@ -167,15 +159,15 @@ func parseRoute(data []byte) (r route, dst netip.Prefix, ok bool) {
 	if kind := data[7]; kind != unix.RTN_UNICAST {
 		r.odd = "not one to a device"
 	}
-	for attr, value := range attributes(data[unix.SizeofRtMsg:]) {
+	for attr, value := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
 		switch attr {
 		case unix.RTA_DST:
 			addr, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
-			r.device = int(number(value))
+			r.device = int(rtnl.Uint32(value))
 		case unix.RTA_GATEWAY, unix.RTA_VIA:
 			r.odd = "by way of a gateway"
-		case unix.RTA_MULTIPATH, rtaNextHopID:
+		case unix.RTA_MULTIPATH, rtnl.RTA_NH_ID:
 			r.odd = "one of several next hops"
 		case unix.RTA_ENCAP_TYPE:
 			r.odd = "an encapsulation"
@@ -197,13 +189,13 @@ func parseQdisc(data []byte) (q qdisc, ok bool) {
 	if len(data) < sizeofTcMsg {
 		return q, false
 	}
-	q.device = int(int32(native.Uint32(data[4:])))
-	for attr, value := range attributes(data[sizeofTcMsg:]) {
+	q.device = int(int32(binary.NativeEndian.Uint32(data[4:])))
+	for attr, value := range rtnl.Attributes(data[sizeofTcMsg:]) {
 		switch attr {
 		case unix.TCA_KIND:
 			q.kind = unix.ByteSliceToString(value)
 		case unix.TCA_INGRESS_BLOCK, unix.TCA_EGRESS_BLOCK:
-			q.shared = q.shared || number(value) != 0
+			q.shared = q.shared || rtnl.Uint32(value) != 0
 		}
 	}
 	return q, true
@@ -223,7 +215,7 @@ func parseFilter(data []byte) (f filter, ok bool) {
 	if len(data) < sizeofTcMsg {
 		return f, false
 	}
-	for attr, value := range attributes(data[sizeofTcMsg:]) {
+	for attr, value := range rtnl.Attributes(data[sizeofTcMsg:]) {
 		switch attr {
 		case unix.TCA_KIND:
 			f.kind = unix.ByteSliceToString(value)
@@ -232,12 +224,12 @@ func parseFilter(data []byte) (f filter, ok bool) {
 			if f.kind != "bpf" {
 				continue
 			}
-			for attr, value := range attributes(value) {
+			for attr, value := range rtnl.Attributes(value) {
 				switch attr {
 				case tcaBPFName:
 					f.name = unix.ByteSliceToString(value)
 				case tcaBPFID:
-					f.id = number(value)
+					f.id = rtnl.Uint32(value)
 				}
 			}
 		}

@@ -4,6 +4,7 @@ package endpoint
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // read looks at all there is to judge.
@@ -53,11 +56,11 @@ func (f *Finder) read(prefixes []netip.Prefix) (seen, error) {
 
 // readLinks reads the devices of the host's namespace.
 func (f *Finder) readLinks() (links []device, err error) {
-	err = f.socket.dump(
-		dumpTries,
-		func() *request {
-			return newRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg)...).
-				uint32(unix.IFLA_EXT_MASK, extSkipStats)
+	err = f.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			return rtnl.NewRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg)...).
+				Uint32(unix.IFLA_EXT_MASK, extSkipStats)
 		},
 		unix.RTM_NEWLINK,
 		func() { links = nil },
@@ -75,9 +78,11 @@ func (f *Finder) readLinks() (links []device, err error) {
 
 // readAddresses reads the addresses of the host's namespace.
 func (f *Finder) readAddresses() (addrs []address, err error) {
-	err = f.socket.dump(
-		dumpTries,
-		func() *request { return newRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg(unix.AF_UNSPEC, 0)...) },
+	err = f.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			return rtnl.NewRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg(unix.AF_UNSPEC, 0)...)
+		},
 		unix.RTM_NEWADDR,
 		func() { addrs = nil },
 		func(data []byte) {
@@ -94,7 +99,7 @@ func (f *Finder) readAddresses() (addrs []address, err error) {
 
 // ifaddrmsg is struct ifaddrmsg of linux/if_addr.h.
 func ifaddrmsg(family byte, index int) []byte {
-	return native.AppendUint32([]byte{family, 0, 0, 0}, uint32(index))
+	return binary.NativeEndian.AppendUint32([]byte{family, 0, 0, 0}, uint32(index))
 }
 
 // families are the address families of the prefixes.
@@ -116,7 +121,7 @@ func (f *Finder) readPods(cands []candidate, prefixes []netip.Prefix) (map[int]p
 	pods := make(map[int]pod, len(cands))
 	results := sync.OnceValue(f.results)
 	var asked []candidate
-	var requests []*request
+	var requests []*rtnl.Request
 	for _, c := range cands {
 		if c.veth.netns == unknownNamespace {
 			pods[c.veth.index] = pod{problem: problemGone}
@@ -126,7 +131,7 @@ func (f *Finder) readPods(cands []candidate, prefixes []netip.Prefix) (map[int]p
 		switch {
 		case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 			pods[c.veth.index] = refusedPod(c.veth, results())
-		case errors.Is(err, errInterrupted):
+		case errors.Is(err, rtnl.ErrInterrupted):
 			pods[c.veth.index] = pod{problem: problemRestless}
 		case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV):
 			// The kernel knows no such namespace, or no such device in it.
@@ -139,7 +144,7 @@ func (f *Finder) readPods(cands []candidate, prefixes []netip.Prefix) (map[int]p
 			requests = append(requests, peerRequest(c.veth))
 		}
 	}
-	err := f.socket.ask(requests, func(i int, data []byte, refusal error) {
+	err := f.socket.Ask(requests, func(i int, data []byte, refusal error) {
 		veth := asked[i].veth
 		p := pods[veth.index]
 		peer, target, ok := parseLink(data)
@@ -178,17 +183,21 @@ func refusedPod(veth device, results map[string][]cniResult) pod {
 }
 
 // peerRequest asks for the other end of a veth.
-func peerRequest(veth device) *request {
+func peerRequest(veth device) *rtnl.Request {
 	fixed := make([]byte, unix.SizeofIfInfomsg)
-	native.PutUint32(fixed[4:], uint32(veth.peer))
-	return newRequest(unix.RTM_GETLINK, 0, fixed...).
-		uint32(unix.IFLA_TARGET_NETNSID, uint32(veth.netns)).
-		uint32(unix.IFLA_EXT_MASK, extSkipStats)
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(veth.peer))
+	return rtnl.NewRequest(unix.RTM_GETLINK, 0, fixed...).
+		Uint32(unix.IFLA_TARGET_NETNSID, uint32(veth.netns)).
+		Uint32(unix.IFLA_EXT_MASK, extSkipStats)
 }
 
 // errOtherNamespace says that the kernel has answered for another namespace
 // than it was asked for, as old ones do.
 var errOtherNamespace = errors.New("the kernel does not show other namespaces; 4.20 or newer is needed")
+
+// podTries is how often the dump of what a pod can change is read until no
+// change has come between: it shall not keep us.
+const podTries = 3
 
 // readPodAddresses reads the addresses of the other end of a veth.
 func (f *Finder) readPodAddresses(veth device, families []byte) ([]netip.Addr, error) {
@@ -196,11 +205,11 @@ func (f *Finder) readPodAddresses(veth device, families []byte) ([]netip.Addr, e
 	for _, family := range families {
 		var addrs []netip.Addr
 		var other bool
-		err := f.socket.dump(
+		err := f.socket.Dump(
 			podTries,
-			func() *request {
-				return newRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg(family, veth.peer)...).
-					uint32(unix.IFA_TARGET_NETNSID, uint32(veth.netns))
+			func() *rtnl.Request {
+				return rtnl.NewRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg(family, veth.peer)...).
+					Uint32(unix.IFA_TARGET_NETNSID, uint32(veth.netns))
 			},
 			unix.RTM_NEWADDR,
 			func() { addrs, other = nil, false },
@@ -249,16 +258,16 @@ func (f *Finder) checkBackLinks(pods map[int]pod) error {
 // readSelf asks for the number that our namespace has for itself.
 func (f *Finder) readSelf() (int, error) {
 	self := noNamespace
-	r := newRequest(unix.RTM_GETNSID, 0, make([]byte, sizeofRtGenMsg)...).
-		uint32(unix.NETNSA_FD, uint32(f.namespace.Fd()))
+	r := rtnl.NewRequest(unix.RTM_GETNSID, 0, make([]byte, sizeofRtGenMsg)...).
+		Uint32(unix.NETNSA_FD, uint32(f.namespace.Fd()))
 	var refused error
-	err := f.socket.ask([]*request{r}, func(_ int, data []byte, refusal error) {
+	err := f.socket.Ask([]*rtnl.Request{r}, func(_ int, data []byte, refusal error) {
 		if refused = refusal; refusal != nil || len(data) < sizeofRtGenMsg {
 			return
 		}
-		for attr, value := range attributes(data[sizeofRtGenMsg:]) {
+		for attr, value := range rtnl.Attributes(data[sizeofRtGenMsg:]) {
 			if attr == unix.NETNSA_NSID {
-				self = int(int32(number(value)))
+				self = int(int32(rtnl.Uint32(value)))
 			}
 		}
 	})
@@ -272,7 +281,7 @@ func (f *Finder) readSelf() (int, error) {
 // without a route is left out.
 func (f *Finder) readRoutes(addrs []netip.Addr) (map[netip.Addr]route, error) {
 	routes := make(map[netip.Addr]route, len(addrs))
-	requests := make([]*request, len(addrs))
+	requests := make([]*rtnl.Request, len(addrs))
 	for i, a := range addrs {
 		fixed := make([]byte, unix.SizeofRtMsg)
 		fixed[0], fixed[1] = unix.AF_INET, byte(a.BitLen())
@@ -280,10 +289,10 @@ func (f *Finder) readRoutes(addrs []netip.Addr) (map[netip.Addr]route, error) {
 			fixed[0] = unix.AF_INET6
 		}
 		// The route as the table has it, and not what a packet makes of it.
-		native.PutUint32(fixed[8:], unix.RTM_F_FIB_MATCH)
-		requests[i] = newRequest(unix.RTM_GETROUTE, 0, fixed...).attr(unix.RTA_DST, a.AsSlice())
+		binary.NativeEndian.PutUint32(fixed[8:], unix.RTM_F_FIB_MATCH)
+		requests[i] = rtnl.NewRequest(unix.RTM_GETROUTE, 0, fixed...).Attr(unix.RTA_DST, a.AsSlice())
 	}
-	err := f.socket.ask(requests, func(i int, data []byte, refusal error) {
+	err := f.socket.Ask(requests, func(i int, data []byte, refusal error) {
 		if r, dst, ok := parseRoute(data); refusal == nil && ok && dst.Contains(addrs[i]) {
 			routes[addrs[i]] = r
 		}

@@ -4,6 +4,7 @@ package endpoint
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -86,7 +88,7 @@ type watcher struct {
 	events chan event
 	// host hears the host's namespace, pods also those of the pods; it is nil
 	// where that is not allowed.
-	host, pods *socket
+	host, pods *rtnl.Socket
 	told       bool
 
 	last  time.Time // when the last nudge was
@@ -96,17 +98,17 @@ type watcher struct {
 
 // subscribe opens the sockets.
 func (w *watcher) subscribe() error {
-	return w.finder.inNamespace(func() (err error) {
-		if w.host, err = openSocket(hostGroups...); err != nil {
+	return w.finder.namespace.Do(func() (err error) {
+		if w.host, err = rtnl.Open(hostGroups...); err != nil {
 			return err
 		}
-		w.pods, err = openSocket(podGroups...)
+		w.pods, err = rtnl.Open(podGroups...)
 		if err == nil {
 			err = w.finder.listenAll(w.pods)
 		}
 		if err != nil {
 			if w.pods != nil {
-				w.pods.close()
+				w.pods.Close()
 			}
 			w.pods = nil
 			w.deaf(err)
@@ -125,15 +127,11 @@ func (w *watcher) deaf(err error) {
 
 // listenAll makes a socket hear the events of all namespaces that have a number
 // in ours.
-func (s *socket) listenAll() error {
-	var optErr error
-	err := s.conn.Control(func(fd uintptr) {
-		optErr = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1)
-	})
-	if err == nil && optErr != nil {
-		err = fmt.Errorf("listening to other namespaces (CAP_NET_BROADCAST): %w", optErr)
+func listenAll(s *rtnl.Socket) error {
+	if err := s.SetOption(unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
+		return fmt.Errorf("listening to other namespaces (CAP_NET_BROADCAST): %w", err)
 	}
-	return err
+	return nil
 }
 
 // run listens until ctx is done, subscribing again whenever a socket fails.
@@ -163,11 +161,11 @@ func (w *watcher) listen(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, s := range []struct {
-		*socket
-		read func(message) (event, bool)
+		socket *rtnl.Socket
+		read   func(rtnl.Message) (event, bool)
 	}{{w.host, w.hostEvent}, {w.pods, w.podEvent}} {
 		if s.socket != nil {
-			go s.hear(ctx, w.events, s.read)
+			go hear(ctx, s.socket, w.events, s.read)
 		}
 	}
 	w.young = map[int]time.Time{}
@@ -247,11 +245,11 @@ func (w *watcher) nextLook() (at time.Time, ok bool) {
 }
 
 // hear reads events off a socket until it fails or ctx is done.
-func (s *socket) hear(ctx context.Context, events chan<- event, read func(message) (event, bool)) {
-	defer s.close()
-	defer context.AfterFunc(ctx, s.close)()
+func hear(ctx context.Context, s *rtnl.Socket, events chan<- event, read func(rtnl.Message) (event, bool)) {
+	defer s.Close()
+	defer context.AfterFunc(ctx, s.Close)()
 	for {
-		received, err := s.receive(time.Time{})
+		received, err := s.Receive()
 		var all event
 		relevant := false
 		switch {
@@ -285,34 +283,34 @@ func (s *socket) hear(ctx context.Context, events chan<- event, read func(messag
 }
 
 // hostEvent reads an event of the host's namespace.
-func (w *watcher) hostEvent(m message) (event, bool) {
+func (w *watcher) hostEvent(m rtnl.Message) (event, bool) {
 	in := w.finder.interest.Load()
-	switch m.kind {
+	switch m.Kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return linkEvent(in, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		a, _, _, ok := parseAddress(m.data)
+		a, _, _, ok := parseAddress(m.Data)
 		return event{gap: hostGap}, ok && in.inAddress(a.prefix.Addr())
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		_, dst, ok := parseRoute(m.data)
+		_, dst, ok := parseRoute(m.Data)
 		return event{gap: hostGap}, ok && in.inRoute(dst)
 	case unix.RTM_NEWNEIGH:
-		index, mac, ok := parseStation(m.data)
+		index, mac, ok := parseStation(m.Data)
 		return event{gap: stationGap}, ok && in.inStation(index, mac)
 	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
-		q, ok := parseQdisc(m.data)
+		q, ok := parseQdisc(m.Data)
 		return event{gap: hostGap}, ok && in.inVeth(q.device)
 	}
 	return event{}, false
 }
 
 // linkEvent reads of a device that is new, changed or gone.
-func linkEvent(in *interest, m message) (event, bool) {
-	l, _, ok := parseLink(m.data)
+func linkEvent(in *interest, m rtnl.Message) (event, bool) {
+	l, _, ok := parseLink(m.Data)
 	if !ok {
 		return event{}, false
 	}
-	if m.kind == unix.RTM_DELLINK && m.data[0] != unix.AF_BRIDGE { // of AF_BRIDGE: it is a port no more
+	if m.Kind == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE { // of AF_BRIDGE: it is a port no more
 		return event{gap: hostGap, went: []int{l.index}}, l.kind == "veth" || l.kind == "bridge" || in.inVeth(l.index)
 	}
 	if l.kind == "veth" && l.netns != noNamespace {
@@ -322,13 +320,13 @@ func linkEvent(in *interest, m message) (event, bool) {
 }
 
 // podEvent reads an event of any namespace.
-func (w *watcher) podEvent(m message) (event, bool) {
-	switch m.kind {
+func (w *watcher) podEvent(m rtnl.Message) (event, bool) {
+	switch m.Kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		l, _, ok := parseLink(m.data)
+		l, _, ok := parseLink(m.Data)
 		return event{gap: podGap}, ok && l.kind == "veth"
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		a, _, _, ok := parseAddress(m.data)
+		a, _, _, ok := parseAddress(m.Data)
 		return event{gap: podGap}, ok && w.finder.interest.Load().inAddress(a.prefix.Addr())
 	}
 	return event{}, false
@@ -337,13 +335,13 @@ func (w *watcher) podEvent(m message) (event, bool) {
 // parseStation reads of a bridge's FDB entry at which port it is (struct ndmsg
 // and attributes).
 func parseStation(data []byte) (index int, mac state.MAC, ok bool) {
-	if len(data) < sizeofNdMsg || data[0] != unix.AF_BRIDGE {
+	if len(data) < unix.SizeofNdMsg || data[0] != unix.AF_BRIDGE {
 		return 0, mac, false
 	}
-	for attr, value := range attributes(data[sizeofNdMsg:]) {
+	for attr, value := range rtnl.Attributes(data[unix.SizeofNdMsg:]) {
 		if attr == unix.NDA_LLADDR && len(value) == len(mac) {
 			mac, ok = state.MAC(value), true
 		}
 	}
-	return int(int32(native.Uint32(data[4:]))), mac, ok
+	return int(int32(binary.NativeEndian.Uint32(data[4:]))), mac, ok
 }

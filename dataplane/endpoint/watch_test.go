@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // follow watches the node as the dataplane does: it looks at every nudge. It
@@ -73,7 +75,7 @@ func (n *node) byEvents() {
 
 // deafToPods has the node not hear pods, as without CAP_NET_BROADCAST.
 func (n *node) deafToPods() {
-	n.finder.listenAll = func(*socket) error { return unix.EPERM }
+	n.finder.listenAll = func(*rtnl.Socket) error { return unix.EPERM }
 }
 
 func TestWatchSeesPodsComeAndGo(t *testing.T) {
@@ -203,10 +205,10 @@ func mustNudge(t testing.TB, w *watcher, within time.Duration, why string) {
 func TestWatchSubscribesAgainWhenASocketFails(t *testing.T) {
 	n := newNode(t)
 	n.wantsNow(t)
-	var host *socket
+	var host *rtnl.Socket
 	w := n.watch(t, func(w *watcher) { host = w.host })
 	mustNudge(t, w, soon, "at the start")
-	host.close()
+	host.Close()
 	mustNudge(t, w, resubscribeDelay+soon, "for what was not heard")
 	n.Run(t, "ip link del cni0")
 	mustNudge(t, w, soon, "after subscribing again")
@@ -217,7 +219,7 @@ func TestEventsThatAreLostMakeANudge(t *testing.T) {
 	n.wantsNow(t)
 	w := n.watch(t, func(w *watcher) {
 		// Events of no interest, more than there is room for.
-		_ = w.host.conn.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
+		_ = w.host.SetOption(unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
 		stop := n.churn(t)
 		time.Sleep(100 * time.Millisecond)
 		stop()

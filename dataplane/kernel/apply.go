@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // applyDevice does one step on a device itself.
@@ -103,21 +106,21 @@ func (p *Path) vxlanInTheWay(s Step) string {
 // when it is the same.
 func (p *Path) setNoLearning(index int) error {
 	fixed := make([]byte, unix.SizeofIfInfomsg)
-	native.PutUint32(fixed[4:], uint32(index))
-	r := newRequest(unix.RTM_NEWLINK, 0, fixed...).nested(unix.IFLA_LINKINFO, func(r *request) {
-		r.attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
-		r.nested(unix.IFLA_INFO_DATA, func(r *request) {
-			r.attr(unix.IFLA_VXLAN_LEARNING, []byte{0})
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(index))
+	r := rtnl.NewRequest(unix.RTM_NEWLINK, 0, fixed...).Nested(unix.IFLA_LINKINFO, func(r *rtnl.Request) {
+		r.Attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
+		r.Nested(unix.IFLA_INFO_DATA, func(r *rtnl.Request) {
+			r.Attr(unix.IFLA_VXLAN_LEARNING, []byte{0})
 		})
 	})
-	return p.socket.batch([]*request{r})[0]
+	return p.socket.Batch([]*rtnl.Request{r})[0]
 }
 
 // setAcceptRA keeps router advertisements that come through the overlay from
 // giving the node addresses and routes. Where the sysctl can't be written the
 // overlay works all the same.
 func (p *Path) setAcceptRA(device string) {
-	err := p.inNamespace(func() error {
+	err := p.namespace.Do(func() error {
 		return os.WriteFile(acceptRAPath(device), []byte("0"), 0)
 	})
 	if err != nil && !p.raRefused[device] {
@@ -144,9 +147,9 @@ func (p *Path) applyPeers(ctx context.Context, steps []Step, index int) outcome 
 	debug := p.log.Enabled(ctx, slog.LevelDebug)
 	for len(steps) > 0 {
 		var group []Step
-		var requests []*request
+		var requests []*rtnl.Request
 		next := 0
-		for next < len(steps) && steps[next].Op == steps[0].Op && len(group) < batchSize {
+		for next < len(steps) && steps[next].Op == steps[0].Op && len(group) < rtnl.BatchSize {
 			s := steps[next]
 			next++
 			if _, ok := o.failed[s.Peer]; ok && s.Peer.IsValid() {
@@ -155,7 +158,7 @@ func (p *Path) applyPeers(ctx context.Context, steps []Step, index int) outcome 
 			group = append(group, s)
 			requests = append(requests, peerRequest(s, index))
 		}
-		errs := p.socket.batchUnlessDone(ctx, requests)
+		errs := p.batchUnlessDone(ctx, requests)
 		for i, s := range group {
 			if debug { // printing thousands of steps costs more than making them
 				p.log.Debug("step", "do", s.String(), "err", errs[i])
@@ -183,8 +186,8 @@ func (o *outcome) add(s Step, err error) {
 	}
 }
 
-// batchUnlessDone is batch that sends nothing any more when ctx is done.
-func (s *socket) batchUnlessDone(ctx context.Context, requests []*request) []error {
+// batchUnlessDone sends requests, unless ctx is done.
+func (p *Path) batchUnlessDone(ctx context.Context, requests []*rtnl.Request) []error {
 	if err := ctx.Err(); err != nil {
 		errs := make([]error, len(requests))
 		for i := range errs {
@@ -192,26 +195,26 @@ func (s *socket) batchUnlessDone(ctx context.Context, requests []*request) []err
 		}
 		return errs
 	}
-	return s.batch(requests)
+	return p.socket.Batch(requests)
 }
 
 // peerRequest is a step as a message to the kernel.
-func peerRequest(s Step, index int) *request {
+func peerRequest(s Step, index int) *rtnl.Request {
 	const set = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	v6 := s.Addr.Is6()
 	switch s.Op {
 	case SetFDB:
-		return newRequest(unix.RTM_NEWNEIGH, set, ndmsg(unix.AF_BRIDGE, index, unix.NUD_PERMANENT, unix.NTF_SELF)...).
-			attr(unix.NDA_LLADDR, s.MAC[:]).attr(unix.NDA_DST, s.Addr.AsSlice())
+		return rtnl.NewRequest(unix.RTM_NEWNEIGH, set, ndmsg(unix.AF_BRIDGE, index, unix.NUD_PERMANENT, unix.NTF_SELF)...).
+			Attr(unix.NDA_LLADDR, s.MAC[:]).Attr(unix.NDA_DST, s.Addr.AsSlice())
 	case DeleteFDB:
-		return newRequest(unix.RTM_DELNEIGH, 0, ndmsg(unix.AF_BRIDGE, index, unix.NUD_PERMANENT, unix.NTF_SELF)...).
-			attr(unix.NDA_LLADDR, s.MAC[:]).attr(unix.NDA_DST, s.Addr.AsSlice())
+		return rtnl.NewRequest(unix.RTM_DELNEIGH, 0, ndmsg(unix.AF_BRIDGE, index, unix.NUD_PERMANENT, unix.NTF_SELF)...).
+			Attr(unix.NDA_LLADDR, s.MAC[:]).Attr(unix.NDA_DST, s.Addr.AsSlice())
 	case SetNeighbour:
-		return newRequest(unix.RTM_NEWNEIGH, set, ndmsg(family(v6), index, unix.NUD_PERMANENT, 0)...).
-			attr(unix.NDA_DST, s.Addr.AsSlice()).attr(unix.NDA_LLADDR, s.MAC[:])
+		return rtnl.NewRequest(unix.RTM_NEWNEIGH, set, ndmsg(family(v6), index, unix.NUD_PERMANENT, 0)...).
+			Attr(unix.NDA_DST, s.Addr.AsSlice()).Attr(unix.NDA_LLADDR, s.MAC[:])
 	case DeleteNeighbour:
-		return newRequest(unix.RTM_DELNEIGH, 0, ndmsg(family(v6), index, 0, 0)...).
-			attr(unix.NDA_DST, s.Addr.AsSlice())
+		return rtnl.NewRequest(unix.RTM_DELNEIGH, 0, ndmsg(family(v6), index, 0, 0)...).
+			Attr(unix.NDA_DST, s.Addr.AsSlice())
 	case AddRoute:
 		return routeRequest(s, index, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.RT_SCOPE_UNIVERSE)
 	case ReplaceRoute:
@@ -224,14 +227,14 @@ func peerRequest(s Step, index int) *request {
 
 // routeRequest is a message about a peer's route. Who made it (proto) is not
 // said, as flannel does not: boot.
-func routeRequest(s Step, index int, kind, flags uint16, scope byte) *request {
+func routeRequest(s Step, index int, kind, flags uint16, scope byte) *rtnl.Request {
 	// struct rtmsg of linux/rtnetlink.h
 	fixed := []byte{family(s.Addr.Is6()), byte(s.Prefix.Bits()), 0, 0, unix.RT_TABLE_MAIN, protoBoot, scope, unix.RTN_UNICAST}
-	fixed = native.AppendUint32(fixed, unix.RTNH_F_ONLINK)
-	return newRequest(kind, flags, fixed...).
-		attr(unix.RTA_DST, s.Prefix.Addr().AsSlice()).
-		attr(unix.RTA_GATEWAY, s.Addr.AsSlice()).
-		uint32(unix.RTA_OIF, uint32(index))
+	fixed = binary.NativeEndian.AppendUint32(fixed, unix.RTNH_F_ONLINK)
+	return rtnl.NewRequest(kind, flags, fixed...).
+		Attr(unix.RTA_DST, s.Prefix.Addr().AsSlice()).
+		Attr(unix.RTA_GATEWAY, s.Addr.AsSlice()).
+		Uint32(unix.RTA_OIF, uint32(index))
 }
 
 // unlessGone makes success of an error that says that what was to be removed

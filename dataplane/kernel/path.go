@@ -3,7 +3,6 @@
 package kernel
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -28,13 +28,15 @@ type Path struct {
 	log *slog.Logger
 	// namespace is the network namespace, for what has no netlink: sysctls and
 	// new sockets.
-	namespace *os.File
+	namespace *rtnl.Namespace
 
 	// mu makes one reading or change happen at a time, so that what was read
 	// is not changed by ourselves in between.
-	mu     sync.Mutex
+	mu sync.Mutex
+	// links is for links and addresses, of which there are few, socket for
+	// routes, neighbours and FDB entries.
 	links  *netlink.Handle
-	socket *socket
+	socket *rtnl.Socket
 	// noted are the notes of the last plan, so each is logged once.
 	noted map[string]bool
 	// raRefused are devices whose accept_ra could not be set: /proc/sys is
@@ -62,13 +64,13 @@ func Open(log *slog.Logger) (_ *Path, err error) {
 		}
 	}()
 	p.interest.Store(&interest{})
-	if p.namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	if p.namespace, err = rtnl.OpenNamespace(); err != nil {
+		return nil, err
 	}
 	if p.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	if p.socket, err = openSocket(); err != nil {
+	if p.socket, err = rtnl.Open(); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -81,7 +83,7 @@ func (p *Path) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.socket != nil {
-		p.socket.close()
+		p.socket.Close()
 	}
 	if p.links != nil {
 		p.links.Close()
@@ -371,47 +373,4 @@ func (p *Path) Entries(vni uint32) ([]Entry, error) {
 		entries = append(entries, joinEntries(have)...)
 	}
 	return entries, nil
-}
-
-// inNamespace runs f on a thread in the path's network namespace.
-func (p *Path) inNamespace(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		changed, err := p.enterNamespace()
-		if !changed {
-			defer runtime.UnlockOSThread()
-		} // else the thread is thrown away with the goroutine
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// enterNamespace moves the calling thread, unless it is there already: a
-// container without CAP_SYS_ADMIN may not move.
-func (p *Path) enterNamespace() (changed bool, err error) {
-	var here unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
-		return false, fmt.Errorf("looking at the network namespace: %w", err)
-	}
-	conn, err := p.namespace.SyscallConn() // holds the file open while it is used
-	if err != nil {
-		return false, fmt.Errorf("entering the network namespace: %w", err)
-	}
-	controlErr := conn.Control(func(fd uintptr) {
-		var there unix.Stat_t
-		if err = unix.Fstat(int(fd), &there); err != nil || here.Dev == there.Dev && here.Ino == there.Ino {
-			return
-		}
-		if err = unix.Setns(int(fd), unix.CLONE_NEWNET); err == nil {
-			changed = true
-		}
-	})
-	if err = cmp.Or(controlErr, err); err != nil {
-		return changed, fmt.Errorf("entering the network namespace: %w", err)
-	}
-	return changed, nil
 }

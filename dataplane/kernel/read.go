@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -100,7 +102,7 @@ func newDevice(link netlink.Link) *device {
 // readAddresses returns the addresses of all devices, by device index.
 func (p *Path) readAddresses() (map[int][]netip.Prefix, error) {
 	var addrs []netlink.Addr
-	err := untilWhole(func() (interrupted bool, err error) {
+	err := rtnl.UntilWhole(rtnl.DumpTries, func() (interrupted bool, err error) {
 		addrs, err = p.links.AddrList(nil, netlink.FAMILY_ALL)
 		if errors.Is(err, netlink.ErrDumpInterrupted) {
 			return true, nil
@@ -185,12 +187,13 @@ func (p *Path) readRoutes(v6 bool, d *device, wanted map[netip.Prefix]bool) ([]r
 		routes = append(routes, r)
 		unnamed = append(unnamed, index)
 	}
-	err := p.socket.dump(
-		func() *request {
+	err := p.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
 			// struct rtmsg; the table filters where the kernel can (4.20).
 			fixed := make([]byte, unix.SizeofRtMsg)
 			fixed[0], fixed[4] = family(v6), unix.RT_TABLE_MAIN
-			return newRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP, fixed...)
+			return rtnl.NewRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP, fixed...)
 		},
 		unix.RTM_NEWROUTE,
 		func() { routes, unnamed = nil, nil },
@@ -230,7 +233,7 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 	bits, sourceBits, tos := int(data[1]), data[2], data[3]
 	table := uint32(data[4])
 	r.proto = data[5]
-	kind, flags := data[7], native.Uint32(data[8:])
+	kind, flags := data[7], binary.NativeEndian.Uint32(data[8:])
 	if sourceBits != 0 || tos != 0 || flags&unix.RTM_F_CLONED != 0 {
 		return r, 0, false
 	}
@@ -242,21 +245,21 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 		r.kind = routeKind(kind)
 	}
 	r.onlink = flags&unix.RTNH_F_ONLINK != 0
-	for attr, value := range attributes(data[unix.SizeofRtMsg:]) {
+	for attr, value := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
 		switch attr {
 		case unix.RTA_TABLE:
-			table = number(value)
+			table = rtnl.Uint32(value)
 		case unix.RTA_DST:
 			dst, _ = netip.AddrFromSlice(value)
 		case unix.RTA_GATEWAY:
 			r.gateway, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
-			index = int(number(value))
+			index = int(rtnl.Uint32(value))
 		case unix.RTA_PRIORITY:
-			r.metric = number(value)
+			r.metric = rtnl.Uint32(value)
 		case unix.RTA_MULTIPATH:
 			r.kind = "multipath"
-		case rtaNextHopID:
+		case rtnl.RTA_NH_ID:
 			r.kind = "nexthop"
 		case unix.RTA_ENCAP_TYPE:
 			r.kind = "encap"
@@ -267,18 +270,6 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 	r.prefix = netip.PrefixFrom(dst, bits)
 	return r, index, table == unix.RT_TABLE_MAIN && r.prefix.IsValid()
 }
-
-// number reads an attribute that is a 32-bit number.
-func number(value []byte) uint32 {
-	if len(value) < 4 {
-		return 0
-	}
-	return native.Uint32(value)
-}
-
-// rtaNextHopID is RTA_NH_ID of linux/rtnetlink.h: the route leads to a next hop
-// object.
-const rtaNextHopID = 30
 
 func routeKind(kind byte) string {
 	switch kind {
@@ -303,10 +294,11 @@ func routeKind(kind byte) string {
 // readNeighbours reads the neighbours on the device.
 func (p *Path) readNeighbours(v6 bool, d *device) ([]neighbour, error) {
 	var neighbours []neighbour
-	err := p.socket.dump(
-		func() *request {
-			return newRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg(family(v6), 0, 0, 0)...).
-				uint32(unix.NDA_IFINDEX, uint32(d.index))
+	err := p.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			return rtnl.NewRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg(family(v6), 0, 0, 0)...).
+				Uint32(unix.NDA_IFINDEX, uint32(d.index))
 		},
 		unix.RTM_NEWNEIGH,
 		func() { neighbours = nil },
@@ -325,10 +317,11 @@ func (p *Path) readNeighbours(v6 bool, d *device) ([]neighbour, error) {
 // readFDB reads the device's forwarding database.
 func (p *Path) readFDB(d *device) ([]fdbEntry, error) {
 	var fdb []fdbEntry
-	err := p.socket.dump(
-		func() *request {
+	err := p.socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
 			// The index in the fixed part is what the kernel filters by here.
-			return newRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg(unix.AF_BRIDGE, d.index, 0, 0)...)
+			return rtnl.NewRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg(unix.AF_BRIDGE, d.index, 0, 0)...)
 		},
 		unix.RTM_NEWNEIGH,
 		func() { fdb = nil },
@@ -347,13 +340,10 @@ func (p *Path) readFDB(d *device) ([]fdbEntry, error) {
 // ndmsg is struct ndmsg of linux/neighbour.h.
 func ndmsg(family byte, index int, nud uint16, flags byte) []byte {
 	b := []byte{family, 0, 0, 0}
-	b = native.AppendUint32(b, uint32(index))
-	b = native.AppendUint16(b, nud)
+	b = binary.NativeEndian.AppendUint32(b, uint32(index))
+	b = binary.NativeEndian.AppendUint16(b, nud)
 	return append(b, flags, 0)
 }
-
-// sizeofNdMsg is the size of struct ndmsg in bytes.
-const sizeofNdMsg = 12
 
 // rawNeighbour is an entry of a neighbour table or an FDB, as in a message.
 type rawNeighbour struct {
@@ -369,12 +359,12 @@ type rawNeighbour struct {
 
 // parseNeighbour reads struct ndmsg and its attributes.
 func parseNeighbour(data []byte) (n rawNeighbour, ok bool) {
-	if len(data) < sizeofNdMsg {
+	if len(data) < unix.SizeofNdMsg {
 		return n, false
 	}
-	n.family, n.index = data[0], int(int32(native.Uint32(data[4:])))
-	n.nud, n.flags = native.Uint16(data[8:]), data[10]
-	for attr, value := range attributes(data[sizeofNdMsg:]) {
+	n.family, n.index = data[0], int(int32(binary.NativeEndian.Uint32(data[4:])))
+	n.nud, n.flags = binary.NativeEndian.Uint16(data[8:]), data[10]
+	for attr, value := range rtnl.Attributes(data[unix.SizeofNdMsg:]) {
 		switch attr {
 		case unix.NDA_DST:
 			n.dst, _ = netip.AddrFromSlice(value)
@@ -417,7 +407,7 @@ func acceptRAPath(device string) string { return "/proc/sys/net/ipv6/conf/" + de
 // advertisements; negative when that can't be read.
 func (p *Path) readAcceptRA(device string) int {
 	value := -1
-	_ = p.inNamespace(func() error {
+	_ = p.namespace.Do(func() error {
 		text, err := os.ReadFile(acceptRAPath(device))
 		if err != nil {
 			return err

@@ -11,9 +11,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/dataplane/state"
@@ -671,4 +673,49 @@ func TestPacketsFlowBetweenTwoNodes(t *testing.T) {
 	}
 	nodes[0].Run(t, "ping -c 3 -i 0.2 -W 2 -I 10.244.25.1 10.244.4.1")
 	nodes[1].Run(t, "ping -c 3 -i 0.2 -W 2 -s 1422 -M do -I 10.244.4.1 10.244.25.1") // 1450 bytes: the whole MTU
+}
+
+// Others change their own things all the time while we sync.
+func TestSyncOnABusyHost(t *testing.T) {
+	n := newNode(t, "")
+	n.path.log = slog.New(slog.DiscardHandler)
+	n.state.Networks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	n.state.Peers = manyPeers(300)
+	var others *netlink.Handle
+	n.MustDo(t, func() (err error) {
+		others, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	defer others.Close()
+	lo, err := others.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(i >> 1), 1}), 24)
+			addr := &netlink.Addr{IPNet: ipNet(prefix)}
+			if i%2 == 0 {
+				_ = others.AddrAdd(lo, addr)
+			} else {
+				_ = others.AddrDel(lo, addr)
+			}
+		}
+	})
+	for range 50 {
+		if _, err := n.path.Sync(t.Context(), n.state); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	done.Wait()
+	n.idle(t)
 }

@@ -4,11 +4,14 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 // watchGroups are the kernel's events that can tell of a change in what Sync
@@ -51,7 +54,7 @@ func (p *Path) Watch(ctx context.Context) (<-chan struct{}, error) {
 type watcher struct {
 	path   *Path
 	nudges chan struct{}
-	socket *socket
+	socket *rtnl.Socket
 	// devices are the indexes of devices that have the name of an overlay
 	// device.
 	devices map[int]bool
@@ -61,7 +64,7 @@ func (w *watcher) run(ctx context.Context) {
 	defer close(w.nudges)
 	for {
 		err := w.listen(ctx)
-		w.socket.close()
+		w.socket.Close()
 		for ctx.Err() == nil {
 			w.path.log.Warn("watching the kernel failed; subscribing again", "err", err)
 			select {
@@ -82,16 +85,16 @@ func (w *watcher) run(ctx context.Context) {
 // subscribe opens the socket first and then reads which overlay devices there
 // are, so that none comes unnoticed.
 func (w *watcher) subscribe() error {
-	err := w.path.inNamespace(func() error {
+	err := w.path.namespace.Do(func() error {
 		var err error
-		w.socket, err = openSocket(watchGroups...)
+		w.socket, err = rtnl.Open(watchGroups...)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	if err := w.findDevices(); err != nil {
-		w.socket.close()
+		w.socket.Close()
 		return err
 	}
 	return nil
@@ -100,9 +103,9 @@ func (w *watcher) subscribe() error {
 // listen reads events until the socket fails or ctx is done.
 func (w *watcher) listen(ctx context.Context) error {
 	socket := w.socket
-	defer context.AfterFunc(ctx, socket.close)()
+	defer context.AfterFunc(ctx, socket.Close)()
 	for {
-		received, err := socket.receive(time.Time{})
+		received, err := socket.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
 			// More came than we could take. What was lost is unknown; the
 			// socket goes on.
@@ -138,19 +141,20 @@ func (w *watcher) nudge() {
 // findDevices reads which overlay devices there are. It has a socket of its
 // own for that, so that it never waits for a Sync.
 func (w *watcher) findDevices() error {
-	var socket *socket
-	err := w.path.inNamespace(func() error {
+	var socket *rtnl.Socket
+	err := w.path.namespace.Do(func() error {
 		var err error
-		socket, err = openSocket()
+		socket, err = rtnl.Open()
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	defer socket.close()
-	err = socket.dump(
-		func() *request {
-			return newRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg)...)
+	defer socket.Close()
+	err = socket.Dump(
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			return rtnl.NewRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg)...)
 		},
 		unix.RTM_NEWLINK,
 		func() { w.devices = map[int]bool{} },
@@ -160,7 +164,7 @@ func (w *watcher) findDevices() error {
 			}
 		},
 	)
-	if err != nil && !errors.Is(err, errInterrupted) { // a device that comes meanwhile is heard of
+	if err != nil && !errors.Is(err, rtnl.ErrInterrupted) { // a device that comes meanwhile is heard of
 		return fmt.Errorf("reading links: %w", err)
 	}
 	return nil
@@ -171,42 +175,42 @@ func parseLink(data []byte) (index int, name string) {
 	if len(data) < unix.SizeofIfInfomsg {
 		return 0, ""
 	}
-	for kind, value := range attributes(data[unix.SizeofIfInfomsg:]) {
+	for kind, value := range rtnl.Attributes(data[unix.SizeofIfInfomsg:]) {
 		if kind == unix.IFLA_IFNAME {
 			name = unix.ByteSliceToString(value)
 			break
 		}
 	}
-	return int(native.Uint32(data[4:])), name
+	return int(binary.NativeEndian.Uint32(data[4:])), name
 }
 
 // relevant reports whether an event has to do with what Sync makes.
-func (w *watcher) relevant(m message) bool {
+func (w *watcher) relevant(m rtnl.Message) bool {
 	in := w.path.interest.Load()
-	switch m.kind {
+	switch m.Kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return w.relevantLink(in, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if len(m.data) < unix.SizeofIfAddrmsg {
+		if len(m.Data) < unix.SizeofIfAddrmsg {
 			return false
 		}
-		index := int(native.Uint32(m.data[4:]))
+		index := int(binary.NativeEndian.Uint32(m.Data[4:]))
 		return index == in.uplinkIndex || w.devices[index]
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		r, index, ok := parseRoute(m.data)
-		if index == in.uplinkIndex && hasMTU(m.data) {
+		r, index, ok := parseRoute(m.Data)
+		if index == in.uplinkIndex && hasMTU(m.Data) {
 			return true // the accelerator has to know
 		}
 		return ok && (w.devices[index] || in.inRoute(r.prefix))
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		n, ok := parseNeighbour(m.data)
+		n, ok := parseNeighbour(m.Data)
 		if !ok || !w.devices[n.index] {
 			return false
 		}
 		if n.family == unix.AF_BRIDGE {
-			return in.inFDB(n.fdbEntry(), m.kind == unix.RTM_NEWNEIGH)
+			return in.inFDB(n.fdbEntry(), m.Kind == unix.RTM_NEWNEIGH)
 		}
-		return in.inNeighbour(n.neighbour(), m.kind == unix.RTM_NEWNEIGH)
+		return in.inNeighbour(n.neighbour(), m.Kind == unix.RTM_NEWNEIGH)
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return true
 	}
@@ -214,15 +218,15 @@ func (w *watcher) relevant(m message) bool {
 }
 
 // relevantLink looks at a link that is new, changed or gone.
-func (w *watcher) relevantLink(in *interest, m message) bool {
-	if len(m.data) < unix.SizeofIfInfomsg || m.data[0] == unix.AF_BRIDGE {
+func (w *watcher) relevantLink(in *interest, m rtnl.Message) bool {
+	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] == unix.AF_BRIDGE {
 		return false // of AF_BRIDGE: a bridge speaks of its port
 	}
-	index, name := parseLink(m.data)
+	index, name := parseLink(m.Data)
 	was := w.devices[index] // it may have been renamed away
 	delete(w.devices, index)
 	is := isDeviceName(name)
-	if is && m.kind == unix.RTM_NEWLINK {
+	if is && m.Kind == unix.RTM_NEWLINK {
 		w.devices[index] = true
 	}
 	return is || was || name == in.uplink || index == in.uplinkIndex
@@ -233,11 +237,11 @@ func hasMTU(data []byte) bool {
 	if len(data) < unix.SizeofRtMsg {
 		return false
 	}
-	for kind, metrics := range attributes(data[unix.SizeofRtMsg:]) {
+	for kind, metrics := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
 		if kind != unix.RTA_METRICS {
 			continue
 		}
-		for metric := range attributes(metrics) {
+		for metric := range rtnl.Attributes(metrics) {
 			if metric == unix.RTAX_MTU {
 				return true
 			}

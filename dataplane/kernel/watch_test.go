@@ -190,7 +190,9 @@ func TestOverrunNudges(t *testing.T) {
 	}
 	// Nobody listens while more comes than fits, and then the device is
 	// deleted and made anew unheard.
-	setReceiveBuffer(t, w.socket, 4096)
+	if err := w.socket.SetOption(unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 50 {
 		n.Run(t, fmt.Sprintf("ip route add 203.0.113.%d/32 via 192.0.2.1 dev eth0", i))
 	}
@@ -214,7 +216,7 @@ func TestBrokenSocketIsReplaced(t *testing.T) {
 	go w.run(t.Context())
 	n.sync(t)
 	wantQuiet(t, w.nudges)
-	first.close()
+	first.Close()
 	wantNudge(t, w.nudges)
 	n.Run(t, "ip link del flannel.1")
 	wantNudge(t, w.nudges)
@@ -248,18 +250,5 @@ func TestWatchEndsWithItsContextAndItsPath(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// setReceiveBuffer makes a socket's receive queue small, in bytes.
-func setReceiveBuffer(t *testing.T, s *socket, size int) {
-	t.Helper()
-	err := s.conn.Control(func(fd uintptr) {
-		if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size); err != nil {
-			t.Error(err)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
