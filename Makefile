@@ -41,10 +41,20 @@ demo: build ## Show weft at work between three nodes in namespaces (root; KEEP=1
 	test/prerequisites demo
 	bin/weftlab demo $(if $(KEEP),--keep) $(ARGS)
 
+# What is measured: a base, and what else may matter, one thing at a time.
+# FULL=1 tries all combinations, for some hours; ARGS override.
+BENCH := --modes host,flanneld,kernel,base,express --rounds 11,8 --time 500ms \
+	--underlay virtual,wire --cpus 1,2 --peers 1,1000,5000 \
+	--to pod,iptables:1,iptables:1000,nftables:1,nftables:1000
+
 .PHONY: bench
-bench: build ## Measure weft against the kernel's path (root; ARGS go to weftlab bench)
-	test/prerequisites demo
-	bin/weftlab bench $(ARGS)
+bench: build ## Measure weft against stock flanneld and the host, within an hour (root; FULL=1, ARGS=)
+	test/prerequisites bench
+	programs=$$(test/peers flanneld etcd kube-apiserver kube-proxy)
+	mkdir -p bin/bench
+	bin/weftlab bench --programs "$$programs" --csv bin/bench/results.csv --svg bin/bench/plot.svg \
+		$(BENCH) $(if $(FULL),--full --rounds 5) $(ARGS) | tee -i bin/bench/tables.txt
+	echo 'All of it is in bin/bench: tables.txt, results.csv, plot.svg.'
 
 ##@ Change
 

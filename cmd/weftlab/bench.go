@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"net/netip"
 	"os"
 	"os/exec"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,8 +22,10 @@ import (
 // mode is a way for packets to go between two nodes.
 type mode struct {
 	name, about string
-	// kind is that of the nodes it needs; empty means that any will do.
-	kind lab.Kind
+	// kind is that of the nodes it needs, and agent what their weft agent is
+	// told. Modes that are alike in both share their nodes.
+	kind  lab.Kind
+	agent []string
 	// hosts tells that the nodes themselves talk, not their pods.
 	hosts bool
 	// enter brings the lab into the mode, if there is something to do.
@@ -33,39 +35,30 @@ type mode struct {
 // modes are all ways.
 func modes() []mode {
 	return []mode{
-		{name: "host", about: "from node to node over the underlay, without overlay", hosts: true},
+		{name: "host", about: "from node to node over the underlay, without overlay", kind: lab.Bare, hosts: true},
 		{name: "plain", about: "pod to pod by the kernel, set up by ip commands: no agent, no programs", kind: lab.Kernel},
+		{name: "flanneld", about: "pod to pod, stock flanneld over etcd", kind: lab.Flanneld},
 		{name: "kernel", about: "pod to pod, weft with acceleration off", kind: lab.Weft, enter: accel("off")},
-		{name: "base", about: "pod to pod, weft with acceleration on", kind: lab.Weft, enter: accel("on")},
+		{name: "base", about: "pod to pod, weft with the base path alone", kind: lab.Weft, enter: accel("on base", "off express")},
+		{name: "express", about: "pod to pod, weft with all it has", kind: lab.Weft, enter: accel("on")},
 	}
 }
 
-// accel turns acceleration on or off on all nodes.
-func accel(to string) func(context.Context, *lab.Lab) error {
+// nodes tells modes apart that can't share their nodes.
+func (m mode) nodes() string { return fmt.Sprint(m.kind, m.agent) }
+
+// accel turns paths on and off on all nodes.
+func accel(steps ...string) func(context.Context, *lab.Lab) error {
 	return func(ctx context.Context, l *lab.Lab) error {
 		for _, n := range l.Nodes {
-			if err := n.Run(ctx, "weft accel "+to); err != nil {
-				return err
+			for _, step := range steps {
+				if err := n.Run(ctx, "weft accel "+step); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	}
-}
-
-// benchOptions say what is measured.
-type benchOptions struct {
-	name      string
-	rounds    int
-	time      time.Duration
-	warm      time.Duration
-	modes     []mode
-	baseline  string
-	tests     []workload
-	underlays []lab.Underlay
-	cpus      []int
-	netfilter bool
-	weft      string
-	csv       string
 }
 
 // runBench is "weftlab bench".
@@ -75,150 +68,79 @@ func runBench(e *env, args []string) error {
 		return err
 	}
 	b := &bench{env: e, options: o}
-	if err := b.header(e.stdout); err != nil {
+	if b.facts, err = b.findFacts(); err != nil {
 		return err
 	}
-	for _, underlay := range o.underlays {
-		if err := b.measureUnderlay(underlay); err != nil {
-			return err
-		}
-	}
-	if o.csv == "" {
-		return nil
-	}
-	return b.writeCSV(o.csv)
-}
-
-// parseBench reads the command line.
-func parseBench(e *env, args []string) (o benchOptions, err error) {
-	var about strings.Builder
-	about.WriteString("Measures ways for packets to go between two nodes, side by side: within each round every\n" +
-		"test is done in every mode, so that what else happens on the machine hits them all.\n\nModes:\n")
-	for _, m := range modes() {
-		fmt.Fprintf(&about, "  %-8s  %s\n", m.name, m.about)
-	}
-	about.WriteString("\nTests:\n")
-	for _, w := range workloads() {
-		fmt.Fprintf(&about, "  %-10s  %s\n", w.name, w.about)
-	}
-	fs := newFlags(e, "bench", "[flags]", strings.TrimSuffix(about.String(), "\n"))
-	fs.StringVar(&o.name, "name", "bench", "`name` of the lab")
-	fs.IntVar(&o.rounds, "rounds", 5, "`number` of rounds")
-	fs.DurationVar(&o.time, "time", time.Second, "`time` to measure each test and mode in a round")
-	fs.DurationVar(&o.warm, "warm", 200*time.Millisecond, "`time` before that which is not counted")
-	modeList := fs.String("modes", "host,kernel,base", "`list` of modes")
-	testList := fs.String("tests", "", "`list` of tests; all by default")
-	fs.StringVar(&o.baseline, "baseline", "kernel", "`mode` that the others are compared with")
-	underlay := fs.String("underlay", "both", "`kind` of underlay: virtual carries aggregates whole, wire cuts them as a network card does, or both")
-	cpus := fs.String("cpus", "1", "`number` of CPUs for client and server: 1 shows the cost of a transaction, 2 its latency, or both")
-	noNetfilter := fs.Bool("no-netfilter", false, "without the rules that kube-proxy and flannel leave on a node")
-	fs.StringVar(&o.csv, "csv", "", "`file` to write every single result to")
-	weft := weftFlag(fs)
-	if _, err := parseFlags(fs, args, 0); err != nil {
-		return o, err
-	}
-	o.netfilter = !*noNetfilter
-	o.modes, err = parseModes(*modeList)
-	errs := []error{err}
-	o.tests, err = parseTests(*testList)
-	errs = append(errs, err)
-	switch *underlay {
-	case "both":
-		o.underlays = []lab.Underlay{lab.Virtual, lab.Wire}
-	case string(lab.Virtual), string(lab.Wire):
-		o.underlays = []lab.Underlay{lab.Underlay(*underlay)}
-	default:
-		errs = append(errs, usagef("bench: --underlay is %q; give virtual, wire or both", *underlay))
-	}
-	var ok bool
-	if o.cpus, ok = map[string][]int{"1": {1}, "2": {2}, "both": {1, 2}}[*cpus]; !ok {
-		errs = append(errs, usagef("bench: --cpus is %q; give 1, 2 or both", *cpus))
-	}
-	if o.rounds < 1 || o.time <= 0 {
-		errs = append(errs, usagef("bench: --rounds and --time must be more than nothing"))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return o, err
-	}
-	if slices.ContainsFunc(o.modes, func(m mode) bool { return m.kind == lab.Weft }) {
-		o.weft, err = findWeft(*weft)
-	}
-	return o, err
-}
-
-// parseModes reads a list of modes.
-func parseModes(list string) (chosen []mode, err error) {
-	for _, name := range strings.Split(list, ",") {
-		i := slices.IndexFunc(modes(), func(m mode) bool { return m.name == name })
-		if i < 0 {
-			return nil, usagef(`bench: there is no mode %q; "weftlab bench -h" lists them`, name)
-		}
-		chosen = append(chosen, modes()[i])
-	}
-	return chosen, nil
-}
-
-// parseTests reads a list of tests; none means all.
-func parseTests(list string) (chosen []workload, err error) {
-	if list == "" {
-		return workloads(), nil
-	}
-	for _, name := range strings.Split(list, ",") {
-		w, err := findWorkload(name)
-		if err != nil {
-			return nil, err
-		}
-		chosen = append(chosen, w)
-	}
-	return chosen, nil
+	b.writeFacts(e.stdout)
+	fmt.Fprintf(e.stderr, "%d settings, about %s\n", len(o.settings), o.estimate().Round(10*time.Second))
+	err = b.measureAll()
+	return errors.Join(err, b.writeFiles())
 }
 
 // bench is a measurement that is going on.
 type bench struct {
 	*env
 	options benchOptions
+	facts   []fact
 	samples []sample
 }
 
 // sample is one result.
 type sample struct {
-	underlay lab.Underlay
-	cpus     int
-	test     workload
-	mode     string
-	round    int
-	rate     float64
-	lost     uint64
-	// accelerated is the share of packets that did not take the kernel path
-	// on the client's node; negative where nobody counts.
-	accelerated float64
+	setting setting
+	test    workload
+	mode    string
+	round   int
+	rate    float64
+	lost    uint64
+	// counted is how the packets went on the client's node, where weft counts.
+	counted counters
 }
 
-// header says what was measured on.
-func (b *bench) header(w io.Writer) error {
+// fact is something a reader of the results has to know.
+type fact struct{ name, value string }
+
+// findFacts tells what is measured, and on what.
+func (b *bench) findFacts() ([]fact, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
-		return err
+		return nil, err
 	}
 	o := b.options
-	fmt.Fprintf(w, "date       %s\n", time.Now().UTC().Format("2006-01-02 15:04 MST"))
-	fmt.Fprintf(w, "kernel     %s\n", unix.ByteSliceToString(name.Release[:]))
-	fmt.Fprintf(w, "CPU        %s\n", cpuModel())
+	facts := []fact{
+		{"date", time.Now().UTC().Format("2006-01-02 15:04 MST")},
+		{"kernel", unix.ByteSliceToString(name.Release[:])},
+		{"CPU", cpuModel()},
+	}
 	if o.weft != "" {
 		version, err := exec.CommandContext(b.ctx, o.weft, "version").Output()
 		if err != nil {
-			return fmt.Errorf("asking %s for its version: %w", o.weft, err)
+			return nil, fmt.Errorf("asking %s for its version: %w", o.weft, err)
 		}
 		first, _, _ := strings.Cut(string(version), "\n")
-		fmt.Fprintf(w, "weft       %s\n", strings.TrimPrefix(first, "weft "))
+		facts = append(facts, fact{"weft", strings.TrimPrefix(first, "weft ")})
+	}
+	for _, name := range []string{flanneldName, proxyName} {
+		if o.programs[name] == "" {
+			continue
+		}
+		version, err := o.programs.version(b.ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		facts = append(facts, fact{name, version})
 	}
 	netfilter := "as kube-proxy and flannel leave it, conntrack on"
 	if !o.netfilter {
-		netfilter = "without kube-proxy's rules"
+		netfilter = "without the rules of kube-proxy and flannel"
 	}
-	fmt.Fprintf(w, "netfilter  %s\n", netfilter)
-	fmt.Fprintf(w, "rounds     %d of %s for each test and mode, in alternating order\n", o.rounds, o.time)
-	return nil
+	rounds := strconv.Itoa(o.rounds[0])
+	if len(o.rounds) > 1 {
+		rounds += fmt.Sprintf(" in the base and %d in the rest,", o.rounds[1])
+	}
+	return append(facts,
+		fact{"netfilter", netfilter},
+		fact{"rounds", fmt.Sprintf("%s of %s for each test and mode, in alternating order", rounds, o.time)}), nil
 }
 
 // cpuModel tells what CPUs there are.
@@ -238,54 +160,97 @@ func cpuModel() string {
 	return fmt.Sprintf("%d x %s", cpus, model)
 }
 
-// measureUnderlay measures all that is asked for on one underlay.
-func (b *bench) measureUnderlay(underlay lab.Underlay) error {
-	labs, err := b.build(underlay)
-	defer func() {
-		for _, l := range labs {
-			b.remove(l)
+// measureAll measures setting after setting, and prints a table after each.
+func (b *bench) measureAll() error {
+	var labs testbed
+	defer func() { b.removeAll(labs) }()
+	for i, s := range b.options.settings {
+		if i == 0 || s.world() != b.options.settings[i-1].world() {
+			b.removeAll(labs)
+			var err error
+			if labs, err = b.build(s); err != nil {
+				return fmt.Errorf("%s: %w", s, err)
+			}
 		}
-	}()
-	if err != nil {
-		return err
-	}
-	for _, cpus := range b.options.cpus {
-		for round := 1; round <= b.options.rounds; round++ {
-			fmt.Fprintf(b.stderr, "%s underlay, %d CPU: round %d of %d\n", underlay, cpus, round, b.options.rounds)
-			if err := b.measureRound(labs, underlay, cpus, round); err != nil {
+		for round := 1; round <= b.options.roundsOf(i); round++ {
+			fmt.Fprintf(b.stderr, "%s: round %d of %d\n", s, round, b.options.roundsOf(i))
+			if err := b.measureRound(labs, s, round); err != nil {
 				return err
 			}
 		}
-		b.writeTable(b.stdout, underlay, cpus)
+		b.writeTable(b.stdout, s)
 	}
 	return nil
 }
 
-// build makes a lab for every kind of node that is needed.
-func (b *bench) build(underlay lab.Underlay) (labs []*lab.Lab, err error) {
-	kinds := map[lab.Kind]bool{}
+// testbed is the labs of one world, by mode.nodes.
+type testbed map[string]*lab.Lab
+
+// removeAll removes the labs. Those that are gone do not matter.
+func (b *bench) removeAll(labs testbed) {
+	for nodes, l := range labs {
+		b.remove(l)
+		delete(labs, nodes)
+	}
+}
+
+// build makes a lab for all kinds of nodes that the modes need. What it has
+// made it returns also when it fails.
+func (b *bench) build(s setting) (testbed, error) {
+	labs := testbed{}
+	var inOrder []*lab.Lab
 	for _, m := range b.options.modes {
-		if m.kind != "" {
-			kinds[m.kind] = true
+		if labs[m.nodes()] != nil {
+			continue
 		}
-	}
-	if len(kinds) == 0 {
-		kinds[lab.Bare] = true
-	}
-	for kind := range kinds {
-		l, err := lab.New(b.ctx, lab.Options{
-			Name: b.options.name + string(kind[0]), Kinds: []lab.Kind{kind}, Binary: b.options.weft,
-			Underlay: underlay, Netfilter: b.options.netfilter,
-		})
+		l, err := b.buildLab(s, m, fmt.Sprint(b.options.name, len(labs)+1))
 		if err != nil {
 			return labs, err
 		}
-		labs = append(labs, l)
-		if err := prepare(l); err != nil {
-			return labs, err
+		labs[m.nodes()] = l
+		inOrder = append(inOrder, l)
+	}
+	if s.to.proxy == "" {
+		return labs, nil
+	}
+	return labs, b.makeServices(inOrder, s.to)
+}
+
+// buildLab makes the nodes for a mode, and for all that share them.
+func (b *bench) buildLab(s setting, m mode, name string) (*lab.Lab, error) {
+	o := b.options
+	l, err := lab.New(b.ctx, lab.Options{
+		Name: name, Kinds: []lab.Kind{m.kind}, Underlay: s.underlay, Strangers: s.peers - 1,
+		Netfilter: o.netfilter, KubeProxy: s.to.proxy != "",
+		Binary: o.weft, AgentFlags: m.agent, Flanneld: o.programs[flanneldName], Etcd: o.programs[etcdName],
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = prepare(l)
+	if m.kind == lab.Weft && o.netfilter { // flanneld makes its rules by itself
+		for _, n := range l.Nodes {
+			err = errors.Join(err, n.LoadFlannelRules(b.ctx))
 		}
 	}
-	return labs, nil
+	if err != nil {
+		b.remove(l)
+		return nil, err
+	}
+	return l, nil
+}
+
+// makeServices gives all labs the rules of real kube-proxies.
+func (b *bench) makeServices(labs []*lab.Lab, to target) error {
+	k, err := startKube(b.ctx, b.options.name+"k", b.options.programs)
+	if err != nil {
+		return err
+	}
+	defer b.remove(k.lab)
+	if err := k.create(b.ctx, labs[0], to.services); err != nil {
+		return err
+	}
+	return k.proxies(b.ctx, labs, to)
 }
 
 // prepare lets TCP_CRR have enough ports: every connection leaves one in
@@ -311,33 +276,23 @@ func prepare(l *lab.Lab) error {
 
 // measureRound does each test in each mode once. Each round begins with
 // another mode, so that none always follows the same one.
-func (b *bench) measureRound(labs []*lab.Lab, underlay lab.Underlay, cpus, round int) error {
+func (b *bench) measureRound(labs testbed, s setting, round int) error {
 	for _, test := range b.options.tests {
 		for i := range b.options.modes {
 			m := b.options.modes[(i+round)%len(b.options.modes)]
-			s, err := b.measure(labFor(labs, m), m, test, cpus)
+			result, err := b.measure(labs[m.nodes()], s, m, test)
 			if err != nil {
-				return fmt.Errorf("%s, mode %s, %s underlay: %w", test.name, m.name, underlay, err)
+				return fmt.Errorf("%s, mode %s, %s: %w", test.name, m.name, s, err)
 			}
-			s.underlay, s.cpus, s.round = underlay, cpus, round
-			b.samples = append(b.samples, s)
+			result.round = round
+			b.samples = append(b.samples, result)
 		}
 	}
 	return nil
 }
 
-// labFor finds the lab whose nodes a mode needs.
-func labFor(labs []*lab.Lab, m mode) *lab.Lab {
-	for _, l := range labs {
-		if l.Node(1).Kind == m.kind {
-			return l
-		}
-	}
-	return labs[0]
-}
-
 // measure does one test in one mode.
-func (b *bench) measure(l *lab.Lab, m mode, test workload, cpus int) (sample, error) {
+func (b *bench) measure(l *lab.Lab, at setting, m mode, test workload) (sample, error) {
 	if m.enter != nil {
 		if err := m.enter(b.ctx, l); err != nil {
 			return sample{}, err
@@ -350,7 +305,7 @@ func (b *bench) measure(l *lab.Lab, m mode, test workload, cpus int) (sample, er
 	if err != nil {
 		return sample{}, err
 	}
-	c, err := b.load(l, m, test, cpus)
+	c, err := b.load(l, at, m, test)
 	if err != nil {
 		return sample{}, err
 	}
@@ -358,12 +313,9 @@ func (b *bench) measure(l *lab.Lab, m mode, test workload, cpus int) (sample, er
 	if err != nil {
 		return sample{}, err
 	}
-	s := sample{test: test, mode: m.name, rate: c.rate(test), lost: c.Lost, accelerated: -1}
+	s := sample{setting: at, test: test, mode: m.name, rate: c.rate(test), lost: c.Lost, counted: after.less(before)}
 	if s.rate == 0 {
 		return sample{}, errors.New("nothing arrived")
-	}
-	if rose := after.less(before); rose.all() > 0 {
-		s.accelerated = float64(rose.accelerated()) / float64(rose.all())
 	}
 	return s, nil
 }
@@ -395,27 +347,32 @@ func (b *bench) counters(l *lab.Lab, m mode) (counters, error) {
 }
 
 // load runs both sides of a test and returns the count that matters.
-func (b *bench) load(l *lab.Lab, m mode, test workload, cpus int) (count, error) {
+func (b *bench) load(l *lab.Lab, s setting, m mode, test workload) (count, error) {
 	client, server, at := lab.Runner(l.Pod(1, 1)), lab.Runner(l.Pod(2, 1)), l.Pod(2, 1).IP
-	if m.hosts {
+	to := at
+	switch {
+	case m.hosts:
 		client, server, at = l.Node(1), l.Node(2), l.Node(2).IP
+		to = at
+	case s.to.proxy != "":
+		to = serviceIP(0)
 	}
-	ctx, cancel := context.WithTimeout(b.ctx, b.options.time+b.options.warm+20*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, b.options.time+b.options.warmUp(test)+20*time.Second)
 	defer cancel()
-	command := func(side string, cpu int) ([]string, error) {
+	command := func(side string, at netip.Addr, cpu int) ([]string, error) {
 		self, err := os.Executable()
 		return []string{
 			// Go would interrupt a thread that runs for long.
 			"env", "GODEBUG=asyncpreemptoff=1", "taskset", "-c", fmt.Sprint(cpu), self, "load",
-			"--time", b.options.time.String(), "--warm", b.options.warm.String(),
-			side, test.name, fmt.Sprintf("%s:%d", at, 7000),
+			"--time", b.options.time.String(), "--warm", b.options.warmUp(test).String(),
+			side, test.name, fmt.Sprintf("%s:%d", at, testPort),
 		}, err
 	}
-	serverCommand, err := command("server", cpus-1)
+	serverCommand, err := command("server", at, s.cpus-1)
 	if err != nil {
 		return count{}, err
 	}
-	clientCommand, err := command("client", 0)
+	clientCommand, err := command("client", to, 0)
 	if err != nil {
 		return count{}, err
 	}

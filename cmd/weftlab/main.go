@@ -41,7 +41,7 @@ func commands() []command {
 		{"exec", "run a command in a node or a pod", runExec},
 		{"down", "remove a lab, or what a crash has left of it", runDown},
 		{"demo", "show weft at work", runDemo},
-		{"bench", "measure weft against the kernel's path", runBench},
+		{"bench", "measure weft against stock flanneld, the kernel and the host", runBench},
 		{"load", "", runLoad}, // bench's load generator
 		{"help", "show this text, or that of a command", runHelp},
 	}

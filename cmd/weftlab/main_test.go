@@ -59,16 +59,19 @@ func TestEveryCommandsHelp(t *testing.T) {
 
 func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 	for line, want := range map[string]string{
-		"":                         `no command given; "weftlab help" lists them`,
-		"upp":                      `there is no command "upp"; "weftlab help" lists them`,
-		"up now":                   `up: there is no use for "now"; "weftlab up -h" shows how to call it`,
-		"up --nods 3":              `up: flag provided but not defined: -nods; "weftlab up -h" lists the flags`,
-		"exec":                     `exec: say where, as in "weftlab exec n1/p1 -- ip address"`,
-		"bench --modes host,fast":  `bench: there is no mode "fast"; "weftlab bench -h" lists them`,
-		"bench --tests ping":       `there is no test "ping"; there are TCP_RR, UDP_RR, TCP_CRR, UDP_STREAM, TCP_STREAM`,
-		"bench --modes a --cpus 3": "bench: there is no mode \"a\"; \"weftlab bench -h\" lists them\nbench: --cpus is \"3\"; give 1, 2 or both",
-		"load client TCP_RR here":  `load: not an ip:port`,
-		"load client TCP_RR":       `load: "weftlab load -h" shows how to call it`,
+		"":                                     `no command given; "weftlab help" lists them`,
+		"upp":                                  `there is no command "upp"; "weftlab help" lists them`,
+		"up now":                               `up: there is no use for "now"; "weftlab up -h" shows how to call it`,
+		"up --nods 3":                          `up: flag provided but not defined: -nods; "weftlab up -h" lists the flags`,
+		"exec":                                 `exec: say where, as in "weftlab exec n1/p1 -- ip address"`,
+		"bench --modes host,fast":              `bench: there is no mode "fast"; "weftlab bench -h" lists them`,
+		"bench --tests ping":                   `there is no test "ping"; there are TCP_RR, UDP_RR, TCP_CRR, UDP_STREAM, TCP_STREAM, TCP_STREAM8`,
+		"bench --modes a --cpus 3":             "bench: there is no mode \"a\"; \"weftlab bench -h\" lists them\nbench: --cpus has \"3\"; give 1, 2 or both, as in 1,2",
+		"bench --rounds 1,2,3":                 `bench: --rounds is "1,2,3"; give a number, or one for the base and one for the rest, as in 11,5`,
+		"bench --baseline plain":               `bench: --baseline has "plain", which is not among the modes`,
+		"bench --no-netfilter --to iptables:1": `bench: --no-netfilter leaves no ClusterIP to talk to; --to must be pod`,
+		"load client TCP_RR here":              `load: not an ip:port`,
+		"load client TCP_RR":                   `load: "weftlab load -h" shows how to call it`,
 	} {
 		status, stdout, stderr := runLine(t, strings.Fields(line)...)
 		if status != 2 || stdout != "" || strings.TrimSpace(stderr) != "weftlab: "+want {
@@ -169,7 +172,7 @@ func assertDown(t *testing.T, name string) {
 func TestBenchMeasuresEachTestInEachMode(t *testing.T) {
 	weftlab := programs(t)
 	file := filepath.Join(t.TempDir(), "bench.csv")
-	out, err := exec.Command(weftlab, "bench", "--name", "bt", "--rounds", "2", "--time", "100ms", "--warm", "50ms",
+	out, err := exec.Command(weftlab, "bench", "--name", "bt", "--rounds", "1", "--time", "100ms", "--warm", "50ms",
 		"--modes", "host,plain,kernel,base", "--underlay", "wire", "--csv", file).CombinedOutput()
 	if err != nil {
 		t.Fatalf("weftlab bench: %v\n%s", err, out)
@@ -178,8 +181,8 @@ func TestBenchMeasuresEachTestInEachMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rows := strings.Count(string(csv), "\n"); rows != 1+5*4*2 {
-		t.Errorf("%d lines, want a head and two rounds of five tests in four modes:\n%s", rows, csv)
+	if rows := strings.Count(string(csv), "\n"); rows != 1+6*4 {
+		t.Errorf("%d lines, want a head and a round of six tests in four modes:\n%s", rows, csv)
 	}
 	t.Logf("%s", out)
 }

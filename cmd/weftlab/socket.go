@@ -93,6 +93,50 @@ func (s socket) write(b []byte) error {
 	return nil
 }
 
+// writeSome writes as much of b as there is room for.
+func (s socket) writeSome(b []byte) (int, error) {
+	n, err := call(unix.SYS_WRITE, uintptr(s), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	runtime.KeepAlive(b)
+	return n, err
+}
+
+// waiting is sockets that are read or written by one thread, whichever can be.
+type waiting []unix.PollFd
+
+// add adds a socket and what it waits for. A single one waits by itself: read
+// and write block, as they do for any program with one connection.
+func (w *waiting) add(s socket, event int16) error {
+	*w = append(*w, unix.PollFd{Fd: int32(s), Events: event})
+	if len(*w) == 1 {
+		return nil
+	}
+	for _, p := range *w {
+		if err := unix.SetNonblock(int(p.Fd), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each waits until something can be done and does it.
+func (w waiting) each(do func(s socket) error) error {
+	if len(w) == 1 {
+		return do(socket(w[0].Fd))
+	}
+	if _, err := call(unix.SYS_POLL, uintptr(unsafe.Pointer(unsafe.SliceData(w))), uintptr(len(w)), ^uintptr(0)); err != nil {
+		return err
+	}
+	for _, p := range w {
+		if p.Revents == 0 {
+			continue
+		}
+		if err := do(socket(p.Fd)); err != nil && !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s socket) close() { _, _ = call(unix.SYS_CLOSE, uintptr(s), 0, 0) }
 
 // call makes a system call without telling Go's scheduler, so that the whole

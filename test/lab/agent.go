@@ -53,12 +53,13 @@ func (n *Node) staticStore(peers []*Node) string {
 	line("publicIP: %s", n.IP)
 	line("vni: %d", n.lab.Options.VNI)
 	line("port: %d", n.lab.Options.Port)
-	line("network: [%s]", Network)
+	line("network: [%s]", n.lab.Network())
 	line("node:")
 	line("  name: %s", n.name)
 	line("  prefixes: [%s]", n.Prefix)
 	line("  mac: %q", n.MAC)
-	if len(peers) == 0 {
+	strangers := n.lab.strangers()
+	if len(peers)+len(strangers) == 0 {
 		line("peers: []")
 		return b.String()
 	}
@@ -68,6 +69,12 @@ func (n *Node) staticStore(peers []*Node) string {
 		line("    prefixes: [%s]", p.Prefix)
 		line("    publicIP: %s", p.IP)
 		line("    mac: %q", p.MAC)
+	}
+	for _, s := range strangers {
+		line("  - name: %s", s.name)
+		line("    prefixes: [%s]", s.prefix)
+		line("    publicIP: %s", s.ip)
+		line("    mac: %q", s.mac)
 	}
 	return b.String()
 }

@@ -24,8 +24,11 @@ func (n *Node) buildKernelOverlay(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := n.addStrangers(ctx); err != nil {
+		return err
+	}
 	if o.Netfilter {
-		return n.loadFlannelRules(ctx)
+		return n.LoadFlannelRules(ctx)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@
 // with their default paths. A pod is a network namespace; its programs see the
 // mounts of its node. cni0, its pods and their addresses are there from the
 // start; flannel.1 is made by the node's kind: by plain ip and bridge commands,
-// by the weft agent, or not at all.
+// by the weft agent, by stock flanneld, or not at all.
 //
 // Every MAC address is 0a:58 and then the IPv4 address of the device.
 package lab
@@ -55,6 +55,9 @@ const (
 	Kernel Kind = "kernel"
 	// Weft nodes run the weft agent; New waits until each is ready.
 	Weft Kind = "weft"
+	// Flanneld nodes run stock flanneld over an etcd in the underlay; New waits
+	// until each has routes to all others.
+	Flanneld Kind = "flanneld"
 )
 
 // Underlay says what crosses between nodes.
@@ -89,12 +92,20 @@ type Options struct {
 	VNI  uint32 `json:"vni"`
 	Port uint16 `json:"port"`
 	// Netfilter loads the rules that kube-proxy leaves on a node (and on
-	// Kernel nodes those of flannel), which also turns conntrack on.
+	// Kernel and Flanneld nodes those of flannel), which also turns conntrack
+	// on. With KubeProxy those of kube-proxy are left to the caller, who runs it.
 	Netfilter bool `json:"netfilter"`
+	KubeProxy bool `json:"kubeProxy"`
+	// Strangers is a number of peers that all nodes are told of besides each
+	// other, and that do not exist: tables as full as those of a big cluster.
+	Strangers int `json:"strangers"`
 	// Binary is the weft program that Weft nodes run, and AgentFlags what its
 	// agent is told besides --config.
 	Binary     string   `json:"binary"`
 	AgentFlags []string `json:"agentFlags"`
+	// Flanneld and Etcd are the programs that Flanneld nodes need.
+	Flanneld string `json:"flanneld"`
+	Etcd     string `json:"etcd"`
 	// Keep leaves the lab up when the process that made it ends without Close.
 	// Else the next lab made on the machine clears it away.
 	Keep bool `json:"keep"`
@@ -136,9 +147,15 @@ func (o Options) defaults() (Options, error) {
 		wrong("underlay %q: choose %s or %s", o.Underlay, Virtual, Wire)
 	}
 	for _, k := range o.Kinds {
-		if k != Bare && k != Kernel && k != Weft {
-			wrong("node kind %q: choose %s, %s or %s", k, Bare, Kernel, Weft)
+		if !slices.Contains([]Kind{Bare, Kernel, Weft, Flanneld}, k) {
+			wrong("node kind %q: choose %s, %s, %s or %s", k, Bare, Kernel, Weft, Flanneld)
 		}
+	}
+	if o.Strangers < 0 || o.Strangers > maxStrangers {
+		wrong("%d strangers: a lab has at most %d", o.Strangers, maxStrangers)
+	}
+	if slices.Contains(o.Kinds, Flanneld) && (o.Flanneld == "" || o.Etcd == "") {
+		wrong("nodes of kind %s need flanneld and etcd: give both", Flanneld)
 	}
 	if slices.Contains(o.Kinds, Weft) && o.Binary == "" {
 		wrong("nodes of kind %s need the weft program: give Binary", Weft)
@@ -177,6 +194,7 @@ type Lab struct {
 	Underlay *Space
 
 	record *record
+	etcd   *Etcd // where Flanneld nodes are
 }
 
 // New builds a lab. When that fails, or ctx ends, nothing is left of it.
@@ -226,12 +244,17 @@ func (l *Lab) build(ctx context.Context) error {
 			return fmt.Errorf("node %s: %w", n, err)
 		}
 	}
+	if slices.ContainsFunc(l.Nodes, func(n *Node) bool { return n.Kind == Flanneld }) {
+		if err := l.buildFlannelStore(ctx); err != nil {
+			return err
+		}
+	}
 	for _, n := range l.Nodes {
 		if err := n.buildOverlay(ctx); err != nil {
 			return fmt.Errorf("overlay of node %s: %w", n, err)
 		}
 	}
-	return nil
+	return l.waitForFlanneld(ctx)
 }
 
 // Name is the lab's name.

@@ -57,11 +57,11 @@ func (n *Node) loadNetfilter(ctx context.Context) error {
 	return n.restoreRules(ctx, kubeRules)
 }
 
-// loadFlannelRules loads what flannel adds: pods may be forwarded, and keep
+// LoadFlannelRules loads what flannel adds: pods may be forwarded, and keep
 // their address among each other but not towards the world. (Weft nodes get
 // these rules from the agent.)
-func (n *Node) loadFlannelRules(ctx context.Context) error {
-	return n.restoreRules(ctx, strings.NewReplacer("NET", Network.String(), "NODE", n.Prefix.String()).Replace(`*filter
+func (n *Node) LoadFlannelRules(ctx context.Context) error {
+	return n.restoreRules(ctx, strings.NewReplacer("NET", n.lab.Network().String(), "NODE", n.Prefix.String()).Replace(`*filter
 :FLANNEL-FWD - [0:0]
 -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
 -A FLANNEL-FWD -s NET -m comment --comment "flanneld forward" -j ACCEPT

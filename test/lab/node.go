@@ -33,7 +33,8 @@ type Node struct {
 	MAC  state.MAC
 	Pods []*Pod
 
-	agent *agent
+	agent    *agent
+	flanneld *Process
 }
 
 // newNode makes the Go side of a node.
@@ -79,7 +80,7 @@ func (n *Node) build(ctx context.Context) error {
 			return fmt.Errorf("pod %s: %w", p, err)
 		}
 	}
-	if n.lab.Options.Netfilter {
+	if n.lab.Options.Netfilter && !n.lab.Options.KubeProxy {
 		return n.loadNetfilter(ctx)
 	}
 	return nil
@@ -92,6 +93,8 @@ func (n *Node) buildOverlay(ctx context.Context) error {
 		return n.buildKernelOverlay(ctx)
 	case Weft:
 		return n.StartAgent(ctx, n.lab.Options.Binary, n.lab.Options.AgentFlags...)
+	case Flanneld:
+		return n.startFlanneld()
 	default:
 		return nil
 	}
