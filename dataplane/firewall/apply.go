@@ -1,0 +1,93 @@
+//go:build linux
+
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+)
+
+// elementsPerMessage bounds a message, whose list of elements has a length of
+// 16 bits.
+const elementsPerMessage = 1000
+
+// apply does all steps in one transaction, or none.
+func (s *socket) apply(p plan) error {
+	for _, step := range p {
+		if err := s.addStep(step); err != nil {
+			return err
+		}
+	}
+	err := s.Flush()
+	// Each message has its own answer. The first error is what is wrong, the
+	// others mostly follow from it.
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		err = fmt.Errorf("nf_tables refuses the change: %w", errno)
+	}
+	return explain(err)
+}
+
+// addStep adds one step to the transaction.
+func (s *socket) addStep(p step) error {
+	set := &nftables.Set{
+		Table: inet, Name: p.name, KeyType: keyTypes[p.set.key], Interval: p.set.interval,
+		KeyByteOrder: binaryutil.BigEndian,
+		ID:           uint32(1 + slices.Index(setNames, p.name)), // else the library counts, for all goroutines
+	}
+	if p.set.key == "ifname" {
+		set.KeyByteOrder = binaryutil.NativeEndian // else nft shows no names
+	}
+	chain := &nftables.Chain{Table: inet, Name: p.name}
+	switch p.op {
+	case deleteTable:
+		s.DelTable(inet)
+	case addTable:
+		s.AddTable(inet)
+	case flushRules:
+		s.FlushTable(inet)
+	case deleteSet:
+		s.DelSet(set)
+	case deleteChain:
+		s.DelChain(chain)
+	case addCounter:
+		s.AddObj(&nftables.CounterObj{Table: inet, Name: p.name, Packets: p.packets, Bytes: p.bytes})
+	case addSet:
+		return s.AddSet(set, nil)
+	case flushSet:
+		s.FlushSet(set)
+	case addElements:
+		return inMessages(set, keys(p.set, p.elements), s.SetAddElements)
+	case deleteElements:
+		return inMessages(set, keys(p.set, p.elements), s.SetDeleteElements)
+	case addChain:
+		if p.chain.hook != "" {
+			accept := nftables.ChainPolicyAccept
+			chain.Type, chain.Policy = nftables.ChainTypeFilter, &accept
+			chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(p.chain.priority))
+			for number, name := range hooks {
+				if name == p.chain.hook {
+					chain.Hooknum = &number
+				}
+			}
+		}
+		s.AddChain(chain)
+	case addRule:
+		s.AddRule(&nftables.Rule{Table: inet, Chain: chain, Exprs: compile(p.rule)})
+	}
+	return nil
+}
+
+// inMessages hands elements over in portions.
+func inMessages(set *nftables.Set, all []nftables.SetElement, add func(*nftables.Set, []nftables.SetElement) error) error {
+	for some := range slices.Chunk(all, elementsPerMessage) {
+		if err := add(set, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
