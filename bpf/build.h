@@ -46,14 +46,7 @@ static __always_inline void build_ip(struct iphdr *ip, __u8 tos, __u8 ttl, __u16
 		.saddr = src,
 		.daddr = dst,
 	};
-
-	const __u16 *words = (const void *)ip;
-	__u32 sum = 0;
-
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	ip->check = ~(sum + (sum >> 16));
+	ip->check = ip_checksum(ip);
 }
 
 /* A checksum of 0 is none, which IPv4 permits (RFC 768, RFC 7348); the inner

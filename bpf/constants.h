@@ -19,7 +19,14 @@
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define TCP_HEADER_LEN 20 /* without options */
+#define TCP_CHECK_OFFSET 16
+#define UDP_CHECK_OFFSET 6
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_PSH 0x08
+#define TCP_ACK 0x10
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 #define IP_MAX_LEN 0xffff
@@ -63,8 +70,32 @@
  * place share their fate for AGGREGATE_LIFE. A power of two. */
 #define AGGREGATE_FLOWS 4096
 
-/* Pod prefixes and node addresses that can be known at all. */
+/* How long a witness of a flow holds (see struct witness). Nanoseconds. It
+ * covers what the kernel sends no event for: members of ipsets, rules by time. */
+#define WITNESS_LIFE 4000000000LL
+
+/* How many packets of a flow have to come through the host's stack, in one
+ * direction, before it gets a witness. */
+#define NEWCOMER_PACKETS 8
+
+/* Flows whose first packets are counted; of two that share a place each starts
+ * again when the other comes. A power of two. */
+#define NEWCOMERS 4096
+
+/* Flows whose next hop is remembered for a tick, on each CPU. A power of two. */
+#define ROUTES 256
+
+/* Witnesses that are kept, one per direction of a flow. */
+#define MAX_WITNESSES 65536
+
+/* How long express goes on without a sign of life from the agent. Nanoseconds. */
+#define PULSE_LIFE 3000000000LL
+
+/* Pod prefixes that can be known at all. */
 #define MAX_KNOWN 16384
+
+/* Addresses of pods on this node that can be known, and redirect targets. */
+#define MAX_ENDPOINTS 2048
 
 /* Different prefix lengths among the peers' pod prefixes. */
 #define PREFIX_LENGTHS 8

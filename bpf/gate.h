@@ -6,13 +6,14 @@
 /* What has to be true before a packet leaves the kernel path. Both directions
  * ask the same questions. */
 
-/* The switches: the operator's, the agent's. */
+/* The switches of some paths, as enum off bits: the operator's, the agent's. All
+ * of the paths have to be off to refuse. */
 static __always_inline enum reason switched_on(const struct in_force *rt,
-					       const struct peer_state *state)
+					       const struct peer_state *state, __u32 paths)
 {
-	if (rt->off & OFF_BASE)
+	if ((rt->off & paths) == paths)
 		return REASON_SWITCHED_OFF;
-	if (state->off & OFF_BASE)
+	if (((rt->off | state->off) & paths) == paths)
 		return REASON_PEER_SWITCHED_OFF;
 	if (rt->held)
 		return REASON_HELD;
@@ -26,14 +27,19 @@ static __always_inline __s64 since(__u64 then, __u64 now)
 	return now - then;
 }
 
-/* Whether the host was lately seen to let this peer's packets through; see
- * struct peer_state. Two CPUs may renew at once: one packet more takes the
- * kernel path, no harm done. */
+/* Whether a proof of the host's (see struct peer_state) is due to be renewed. */
+static __always_inline bool renewal_due(__u64 proven, __u64 renewal, __u64 now)
+{
+	return since(proven, now) > PROOF_LIFE / 2 && since(renewal, now) > PROOF_LIFE / 8;
+}
+
+/* Whether the host was lately seen to let this peer's packets through. Two CPUs may renew at once:
+ * one packet more takes the kernel path, no harm done. */
 static __always_inline enum reason host_proven(__u64 proven, __u64 *renewal, __u64 now)
 {
 	if (!proven || since(proven, now) > PROOF_LIFE)
 		return REASON_HOST_UNPROVEN;
-	if (since(proven, now) > PROOF_LIFE / 2 && since(*renewal, now) > PROOF_LIFE / 8) {
+	if (renewal_due(proven, *renewal, now)) {
 		*renewal = now;
 		return REASON_HOST_RENEWAL;
 	}

@@ -4,8 +4,9 @@
 #include "reasons.h"
 #include "structs.h"
 
-/* Where max_entries is 1 the loader sets the number of peers that have slots.
- * Hash maps take memory for what is in them. */
+/* The loader sets the size of peer_states and peer_counters: the number of peers
+ * that have slots. Hash maps take memory for what is in them, LRU maps all of
+ * it at once. */
 
 /* pod prefix → the peer it belongs to. Written by the agent. A hash with one
  * lookup per prefix length in use, longest first: a fifth of an LPM trie's
@@ -61,11 +62,65 @@ struct {
 	__type(value, __u64);
 } suspects SEC(".maps");
 
-/* enum device → network device. Written by the agent; the kernel takes an
- * entry out when its device goes, so a hit is never stale. */
+/* pod address → the pod. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct endpoint);
+} endpoints SEC(".maps");
+
+/* address that a node answers on, this one or a peer → 1. Written by the
+ * agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 5 * MAX_KNOWN);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, __u32);
+} node_addresses SEC(".maps");
+
+/* flow before NAT → that it came through netfilter and routing. Written by the
+ * programs behind them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_WITNESSES);
+	__type(key, struct flow);
+	__type(value, struct witness);
+} witnesses SEC(".maps");
+
+/* flow → how many packets of it have come through. Written by the programs that
+ * write witnesses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEWCOMERS);
+	__type(key, __u32);
+	__type(value, struct newcomer);
+} newcomers SEC(".maps");
+
+/* flow → its next hop in the underlay. Written by the programs that
+ * encapsulate. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ROUTES);
+	__type(key, __u32);
+	__type(value, struct route);
+} routes SEC(".maps");
+
+/* 0 → the agent's signs of life. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pulse);
+} heartbeat SEC(".maps");
+
+/* enum device, or the interface index of a veth → network device. Written by the agent; the kernel
+ * takes an entry out when its device goes, so a hit is never stale. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, MAX_ENDPOINTS);
 	__type(key, __u32);
 	__type(value, __u32);
 } devices SEC(".maps");

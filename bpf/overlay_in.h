@@ -2,12 +2,12 @@
 #pragma once
 
 #include "account.h"
-#include "stamp.h"
+#include "deliver.h"
 
 /* tc ingress of the overlay device: inner frames that uplink_in has handed on,
  * and those that the VXLAN driver has stripped. The latter are counted here,
  * where the kernel has accepted them, and prove that the host lets this peer's
- * packets in. */
+ * packets in; those of established flows go straight to their pod. */
 
 /* The peer that an inner source belongs to, as its slot; -1 when to none. */
 static __always_inline __s64 source_slot(const struct in_force *rt, __be32 source)
@@ -22,13 +22,61 @@ static __always_inline __s64 source_slot(const struct in_force *rt, __be32 sourc
 	return node ? node->slot : -1;
 }
 
-static __always_inline void witness_arrival(__u32 slot)
+static __always_inline void witness_arrival(struct peer_state *state)
 {
-	struct peer_state *state = find_state(slot);
 	__u64 now = bpf_ktime_get_coarse_ns();
 
-	if (state && state->rx_proven != now)
+	if (state->rx_proven != now)
 		state->rx_proven = now;
+}
+
+/* What the kernel has stripped, an aggregate most likely. */
+static __always_inline enum reason deliver_stripped(struct __sk_buff *skb,
+						    const struct in_force *rt,
+						    const struct peer_state *state,
+						    const struct frame *frame, struct delivery *d)
+{
+	const struct iphdr *ip = &frame->ip;
+	struct transport t;
+	bool transport = read_transport(skb, ETH_HLEN, ip, &t);
+	enum reason reason;
+
+	if (rt->held)
+		return EXPRESS_OFF;
+	if ((reason = may_deliver(skb, rt, state, ip, ETH_HLEN, transport ? &t : NULL, d,
+				  bpf_ktime_get_coarse_ns())))
+		return reason;
+	if (!d->pod)
+		return REASON_POD_UNKNOWN; /* can't be; for the verifier */
+	return address_to_pod(skb, *frame, ip->tos, d) ? REASON_REWRITE_FAILED : REASON_NONE;
+}
+
+/* A good packet of a peer's that the kernel has stripped. */
+static __always_inline int arrived(struct __sk_buff *skb, const struct in_force *rt, __u32 slot,
+				   const struct frame *frame)
+{
+	struct load load = measure(skb, ETH_HLEN, &frame->ip);
+	struct peer_state *state = find_state(slot);
+	struct delivery delivery = {};
+
+	/* Packets that we strip would not get the mark that the host's rules
+	 * give to outer ones, and that stays on the inner ones. */
+	if (skb->mark || !state) {
+		count_peer(slot, PATH_KERNEL, RX, load);
+		return skb->mark ? pass(REASON_HOST_MANGLES) : PASS;
+	}
+	witness_arrival(state);
+
+	enum reason reason = deliver_stripped(skb, rt, state, frame, &delivery);
+
+	if (reason == REASON_REWRITE_FAILED)
+		return drop(reason);
+	count_peer(slot, reason ? PATH_KERNEL : PATH_EXPRESS, RX, load);
+	if (!reason)
+		return hand_over(skb, &delivery);
+	stamp_untouched(skb, &frame->ip);
+	/* Of all else uplink_in has counted why it did not take it. */
+	return skb->gso_size && reason != EXPRESS_OFF ? pass(reason) : PASS;
 }
 
 SEC("tc")
@@ -42,9 +90,6 @@ int overlay_in(struct __sk_buff *skb)
 
 	enum seen seen = take_seen(skb, rt);
 
-	if (seen == SEEN_STRIPPED)
-		return PASS;
-
 	/* What came in by another interface, as outer fragments or with outer
 	 * options has not passed the source check. */
 	if (seen == UNSEEN && rt->source_check == SOURCE_CHECK_ENFORCE)
@@ -55,15 +100,13 @@ int overlay_in(struct __sk_buff *skb)
 
 	__s64 slot = source_slot(rt, frame.ip.saddr);
 
+	if (seen == SEEN_GOOD && slot >= 0)
+		return arrived(skb, rt, slot, &frame);
+	stamp_untouched(skb, &frame.ip);
+	if (seen == SEEN_STRIPPED)
+		return PASS;
 	if (slot >= 0)
 		count_peer(slot, PATH_KERNEL, RX, measure(skb, ETH_HLEN, &frame.ip));
-	if (slot >= 0 && seen == SEEN_GOOD) {
-		/* Packets that we strip would not get the mark that the host's
-		 * rules give to outer ones, and that stays on the inner ones. */
-		if (skb->mark)
-			return pass(REASON_HOST_MANGLES);
-		witness_arrival(slot);
-	}
 	if (seen == UNSEEN && rt->source_check == SOURCE_CHECK_OBSERVE)
 		return pass(REASON_SOURCE_UNSEEN);
 	return PASS;

@@ -66,8 +66,49 @@ static __always_inline bool ip_checksum_right(const struct iphdr *ip)
 	return sum == 0xffff;
 }
 
+/* The checksum of an IP header (without options) whose checksum field is 0. */
+static __always_inline __u16 ip_checksum(const struct iphdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u32 sum = 0;
+
+	for (int i = 0; i < 10; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~(sum + (sum >> 16));
+}
+
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
 	return *(__u16 *)a == *(__u16 *)b && *(__u16 *)(a + 2) == *(__u16 *)(b + 2) &&
 	       *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
+/* The start of a TCP or UDP header. */
+struct transport {
+	__be16 sport, dport;
+	union {
+		struct {
+			__be16 len, check;
+		} udp;
+		struct {
+			__be32 seq, ack;
+			__u8 doff, flags;
+			__be16 window, check, urgent;
+		} tcp;
+	};
+};
+
+/* Reads it, of the IPv4 packet that starts at offset; false when it is neither
+ * TCP nor UDP, a fragment or cut. */
+static __always_inline bool read_transport(struct __sk_buff *skb, __u32 offset,
+					   const struct iphdr *ip, struct transport *t)
+{
+	__u32 length = ip->protocol == IPPROTO_TCP ? TCP_HEADER_LEN : sizeof(struct udphdr);
+
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+		return false;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return false;
+	return !bpf_skb_load_bytes(skb, offset + ip->ihl * 4, t, length);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
-/* Why a packet was left to the kernel, or dropped. A name states a fact that
+/* Why a packet was left to the kernel, or dropped; for express, also why it was
+ * left to the base path. A name states a fact that
  * a user can act on; the words for people are in dataplane/ebpf/reasons.go. */
 enum reason {
 	REASON_NONE, /* taken by us; never counted */
@@ -47,6 +48,30 @@ enum reason {
 	REASON_SOURCE_UNKNOWN_PEER,   /* source check: the outer source is no peer */
 	REASON_SOURCE_NOT_ITS_PREFIX, /* source check: the inner source is not that peer's */
 	REASON_SOURCE_UNSEEN,         /* source check: came in where uplink_in didn't see it */
+
+	/* From pods. */
+	REASON_POD_VXLAN_INJECTION, /* a pod sends to a node's VXLAN port */
+	REASON_POD_SENDER,          /* the sender is not the pod that has the source address */
+
+	/* Not by express. */
+	REASON_AGENT_SILENT,     /* the agent does not follow the rulesets any more */
+	REASON_FLOW_PROTOCOL,    /* neither TCP nor UDP */
+	REASON_FLOW_OPTIONS,     /* IP options */
+	REASON_FLOW_FRAGMENT,    /* a fragment */
+	REASON_FLOW_TTL,         /* the TTL ends here */
+	REASON_FLOW_MALFORMED,   /* checksum or lengths that a receiver would not accept */
+	REASON_FLOW_CONTROL,     /* TCP SYN, FIN or RST: conntrack has to see it */
+	REASON_FLOW_UNWITNESSED, /* no packet of the flow was seen to come through the host's rules
+				  */
+	REASON_FLOW_UNTRACKED,   /* conntrack does not know the flow */
+	REASON_FLOW_UNESTABLISHED, /* conntrack does not call the flow established */
+	REASON_FLOW_SPECIAL,       /* a helper, zone, NAT or offload that needs the host's stack */
+	REASON_FLOW_MANGLED,       /* the host changes the flow's TTL or DSCP */
+	REASON_WITNESS_STALE,      /* it was, but too long ago or before rules changed */
+	REASON_WITNESS_RENEWAL,    /* left to the host's stack to renew that */
+	REASON_POD_UNKNOWN,        /* the destination is no pod that we know on this node */
+	REASON_POD_MTU,            /* too long for the pod's device, or the overlay */
+	REASON_REWRITE_FAILED,     /* no memory to change a packet that was begun; dropped */
 
 	REASON_COUNT,
 };

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
+#include "config.h"
+#include "parse.h"
 #include "structs.h"
 
 /* How our programs recognise packets that another of them has already judged.
@@ -27,6 +29,11 @@
  *
  * uplink_out clears both. Where somebody wipes them, nothing is proven, and the
  * kernel path carries on.
+ *
+ * Through the host's stack, from pod_in to overlay_out and from overlay_in to
+ * pod_out, skb->tc_index carries what TOS and TTL were: so that the programs
+ * behind netfilter see whether rules have changed them. Where somebody wipes it,
+ * no flow is witnessed.
  */
 
 /* What uplink_in found out about a packet. */
@@ -84,6 +91,19 @@ static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct i
 		barrier();
 	}
 	return seen;
+}
+
+/* TOS and TTL folded into 15 bits, never 0. */
+static __always_inline __u16 untouched_index(__u8 tos, __u8 ttl)
+{
+	return (((__u32)tos << 8 | ttl) * 0x9e3779b1 >> 17) | 1;
+}
+
+/* An index that somebody else has set stays. */
+static __always_inline void stamp_untouched(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	if (express && !skb->tc_index)
+		skb->tc_index = untouched_index(ip->tos, ip->ttl);
 }
 
 #define ENCAPSULATED 0x8000

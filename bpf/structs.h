@@ -21,8 +21,9 @@ enum source_check {
 	SOURCE_CHECK_ENFORCE, /* dropped and counted */
 };
 
-/* Where redirect targets are found in the map devices. Pods will be there by
- * their interface index, which is never one of these: 1 is loopback. */
+/* Where redirect targets are found in the map devices. The host's ends of pods'
+ * veths are there by their interface index, which is never one of these: 1 is
+ * loopback. */
 enum device {
 	DEVICE_OVERLAY,
 	DEVICE_UPLINK,
@@ -31,6 +32,7 @@ enum device {
 /* Bits of a switch. */
 enum off {
 	OFF_BASE = 1,
+	OFF_EXPRESS = 2,
 };
 
 /* A pod prefix: bits is its length, addr is masked with it. */
@@ -75,10 +77,84 @@ struct peer_state {
 	__u32 pad;
 };
 
+/* A pod on this node: the kernel itself would send packets for it through the
+ * device veth, in frames from gateway to mac; and what it routes comes out of
+ * veth in frames from mac to gateway. */
+struct endpoint {
+	__u32 veth; /* interface index of the host's end */
+	__u32 mtu;  /* the smallest on the way into the pod */
+	__u8 mac[ETH_ALEN];
+	__u8 gateway[ETH_ALEN];
+};
+
+/* One direction of a flow. */
+struct flow {
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u8 protocol; /* TCP or UDP */
+	__u8 pad[3];
+};
+
+/* The underlay's answer where packets of a flow go next. It is as good as asking
+ * again while the coarse clock stands still, a few milliseconds. */
+struct route {
+	__u64 asked;   /* when */
+	__u32 hash;    /* for which flow, */
+	__be32 remote; /* to which public IP, */
+	__u32 mark;    /* with which mark */
+	__be32 hop;    /* the next hop, out of the uplink */
+	__u32 mtu;
+	__u32 pad;
+};
+
+/* Packets of a flow without a witness, at hash: most flows are short, and not
+ * worth one. */
+struct newcomer {
+	__u32 hash;
+	__u32 packets;
+};
+
+/* That a packet of a flow came through the host's netfilter and routing, and
+ * what had become of it there. Kept by what the flow is before NAT.
+ *
+ * Express packets pass by all that, so they need a witness no older than
+ * WITNESS_LIFE, of the epoch that is now. In the second half of its life single
+ * packets are left to the host's stack to renew it. Times are
+ * bpf_ktime_get_coarse_ns(). */
+struct witness {
+	__u64 seen;     /* when a packet last came through */
+	__u64 renewal;  /* when one was last left to the stack for that */
+	__u64 tracked;  /* when conntrack last said that it is established, and NAT so */
+	struct flow as; /* the flow after NAT */
+	__u32 epoch;
+	__u32 device; /* interface index where it came out: overlay device or veth */
+	__u32 mark;   /* what the host gave it; of packets to peers only, as priority ... */
+	__u32 priority;
+	__u32 hash; /* ... and flow hash, which makes the outer source port */
+	__u32 pad;
+};
+
+/* What the agent writes while it lives: without a beat for PULSE_LIFE there is
+ * no express. */
+struct pulse {
+	__u64 beat;  /* when; the kernel's rulesets were followed until then. 0: no more */
+	__u32 epoch; /* moved when the host may judge packets differently */
+	__u32 held;  /* the agent holds express back (not 0) */
+};
+
+/* A timeout of conntrack's. */
+struct timeout {
+	__u32 ms;
+	__u32 jiffies;
+	__u32 slack; /* in jiffies: what a timer may be off without being set anew */
+};
+
 /* What a node has in force now; the agent writes it whole. */
 struct in_force {
 	__be32 local;                     /* our public IP */
 	__u32 uplink;                     /* interface index that routes to peers must have */
+	__u32 overlay;                    /* interface index of our overlay device */
+	__u32 overlay_mtu;                /* its MTU */
 	__u8 mac[ETH_ALEN];               /* our overlay device's */
 	__u8 ttl;                         /* of outer packets: net.ipv4.ip_default_ttl */
 	__u8 prefix_lengths;              /* how many of prefix_bits are used */
@@ -89,8 +165,9 @@ struct in_force {
 	__u32 source_check;               /* enum source_check */
 	__u32 mtu;     /* least MTU of a route on the uplink that says one; 0: none does */
 	__u32 by_mark; /* not 0: the host has routing rules that look at the mark */
-	__u32 stamp;   /* random; see stamp.h */
-	__u64 nonce;   /* random; see stamp.h */
+	struct timeout tcp_established, tcp_unacknowledged, udp_stream;
+	__u32 stamp; /* random; see stamp.h */
+	__u64 nonce; /* random; see stamp.h */
 };
 
 /* Inner packets and bytes of a peer over one path. A packet is one segment on

@@ -2,22 +2,23 @@
 #pragma once
 
 #include "account.h"
-#include "config.h"
-#include "gate.h"
-#include "stamp.h"
+#include "deliver.h"
 
 /* tc ingress of the uplink: VXLAN packets as the network brings them. Where
  * they come from is checked, and the outer headers are taken off the ones that
- * we hand on into the overlay device. */
+ * we hand on: straight to their pod, or into the overlay device. */
 
 /* An outer packet on its way in. */
 struct arrival {
 	struct outer outer;
 	struct frame inner;
-	bool known;               /* the outer source is a peer ... */
-	struct peer_state *state; /* ... that has a slot; else NULL */
+	struct transport transport; /* of the inner packet ... */
+	bool readable;              /* ... if it has one */
+	bool known;                 /* the outer source is a peer ... */
+	struct peer_state *state;   /* ... that has a slot; else NULL */
 	__u32 slot;
-	__u32 overlay;
+	struct delivery delivery; /* straight to its pod, if it may ... */
+	__u32 overlay;            /* ... or into this device */
 };
 
 /* What parse_outer says of packets that are none of our business: not VXLAN on
@@ -142,7 +143,6 @@ static __always_inline void note_suspect(const struct arrival *a, enum reason re
 static __always_inline bool protected(struct __sk_buff *skb, const struct arrival *a)
 {
 	const struct iphdr *ip = &a->inner.ip;
-	__be16 check;
 
 	if (!a->outer.udp.check)
 		return true;
@@ -151,33 +151,25 @@ static __always_inline bool protected(struct __sk_buff *skb, const struct arriva
 	if (ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_ICMP)
 		return true;
 	/* A fragment doesn't tell whether the datagram has a checksum. */
-	if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return false;
-	if (bpf_skb_load_bytes(skb, OUTER_LEN + ETH_HLEN + ip->ihl * 4 + 6, &check, sizeof(check)))
-		return false;
-	return check;
+	return ip->protocol == IPPROTO_UDP && a->readable && a->transport.udp.check;
 }
 
 /* A TCP segment without PSH has more of the same write behind it. The kernel
  * merges such trains behind its VXLAN device, where the uplink did not; what we
  * hand on is not merged any more. */
-static __always_inline bool more_follows(struct __sk_buff *skb, const struct frame *inner)
+static __always_inline bool more_follows(const struct arrival *a)
 {
-	const struct iphdr *ip = &inner->ip;
-	__u32 header = ip->ihl * 4;
-	__u8 tcp[2]; /* data offset, flags */
+	const struct iphdr *ip = &a->inner.ip;
+	const struct transport *t = &a->transport;
 
-	if (ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return false;
-	if (bpf_skb_load_bytes(skb, OUTER_LEN + ETH_HLEN + header + 12, tcp, sizeof(tcp)))
-		return false;
-	return !(tcp[1] & TCP_PSH) && bpf_ntohs(ip->tot_len) > header + (tcp[0] >> 4) * 4;
+	return ip->protocol == IPPROTO_TCP && a->readable && !(t->tcp.flags & TCP_PSH) &&
+	       bpf_ntohs(ip->tot_len) > ip->ihl * 4 + (t->tcp.doff >> 4) * 4;
 }
 
 /* Is it a packet that the kernel path would not treat better? */
 static __always_inline enum reason worth_stripping(struct __sk_buff *skb, const struct arrival *a)
 {
-	if (more_follows(skb, &a->inner))
+	if (more_follows(a))
 		return REASON_SEGMENT_TRAIN;
 	if (!protected(skb, a))
 		return REASON_INNER_UNPROTECTED;
@@ -185,6 +177,24 @@ static __always_inline enum reason worth_stripping(struct __sk_buff *skb, const 
 	if ((a->outer.ip.tos & ECN_MASK) == ECN_CE && (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT)
 		return REASON_ECN_CONGESTED;
 	return REASON_NONE;
+}
+
+/* To its pod, or else into the overlay device. */
+static __always_inline enum reason choose_exit(struct __sk_buff *skb, const struct in_force *rt,
+					       struct arrival *a, __u64 now)
+{
+	const struct transport *t = a->readable ? &a->transport : NULL;
+	enum reason reason = may_deliver(skb, rt, a->state, &a->inner.ip, OUTER_LEN + ETH_HLEN, t,
+					 &a->delivery, now);
+
+	if (!reason)
+		return REASON_NONE;
+	if (reason != EXPRESS_OFF)
+		pass(reason);
+	if ((reason = switched_on(rt, a->state, OFF_BASE)))
+		return reason;
+	a->overlay = find_device(DEVICE_OVERLAY);
+	return a->overlay ? REASON_NONE : REASON_DEVICE_MISSING;
 }
 
 static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct in_force *rt,
@@ -196,32 +206,31 @@ static __always_inline enum reason may_enter(struct __sk_buff *skb, const struct
 
 	if (!a->state)
 		return a->known ? REASON_PEER_NO_ROOM : REASON_SOURCE_UNKNOWN_PEER;
-	if ((reason = switched_on(rt, a->state)))
+	if ((reason = switched_on(rt, a->state, OFF_BASE | OFF_EXPRESS)))
 		return reason;
+	a->readable = read_transport(skb, OUTER_LEN + ETH_HLEN, &a->inner.ip, &a->transport);
 	if (!skb->gso_size && (reason = worth_stripping(skb, a))) {
 		keep_order(&rx_aggregates, flow, now);
 		return reason;
 	}
 	if ((reason = no_aggregate(skb, &rx_aggregates, flow, now)))
 		return reason;
-	if (!(a->overlay = find_device(DEVICE_OVERLAY)))
-		return REASON_DEVICE_MISSING;
-	if ((reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now)))
+	if ((reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now))) {
 		keep_order(&rx_aggregates, flow, now);
-	return reason;
+		return reason;
+	}
+	return choose_exit(skb, rt, a, now);
 }
 
 /* Everything is decided; adjust_room is the last to refuse. Only behind it is
  * the packet changed. */
-static __always_inline enum reason strip(struct __sk_buff *skb, const struct arrival *a)
+static __always_inline enum reason strip(struct __sk_buff *skb)
 {
 	/* The outer headers' part of a verified checksum goes with them; what
 	 * remains verified is what the driver said of the inner ones. */
 	if (bpf_skb_adjust_room(skb, -ENCAP_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET))
 		return REASON_STRIP_REFUSED;
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	/* Can't fail: the header is there and was just made private. */
-	bpf_skb_store_bytes(skb, 0, &a->inner.eth, ETH_HLEN, 0);
 	return REASON_NONE;
 }
 
@@ -251,6 +260,27 @@ static __always_inline void carry_congestion(struct __sk_buff *skb, const struct
 	bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, tos), &tos, sizeof(tos), 0);
 }
 
+/* Puts a stripped packet on its way. */
+static __always_inline int hand_on(struct __sk_buff *skb, const struct in_force *rt,
+				   const struct arrival *a)
+{
+	const struct iphdr *ip = &a->inner.ip;
+	struct load load = { .packets = 1, .bytes = skb->len - ETH_HLEN };
+
+	if (!a->delivery.pod) {
+		/* Can't fail: the header is there and was just made private. */
+		bpf_skb_store_bytes(skb, 0, &a->inner.eth, ETH_HLEN, 0);
+		carry_congestion(skb, a);
+		count_peer(a->slot, PATH_BASE, RX, load);
+		stamp_stripped(skb, rt);
+		return bpf_redirect(a->overlay, BPF_F_INGRESS);
+	}
+	if (address_to_pod(skb, a->inner, decap_ecn(ip->tos, a->outer.ip.tos), &a->delivery))
+		return drop(REASON_REWRITE_FAILED);
+	count_peer(a->slot, PATH_EXPRESS, RX, load);
+	return hand_over(skb, &a->delivery);
+}
+
 static __always_inline int refuse_source(struct __sk_buff *skb, const struct in_force *rt,
 					 const struct arrival *a, enum reason reason)
 {
@@ -272,17 +302,11 @@ static __always_inline int enter(struct __sk_buff *skb, const struct in_force *r
 		return pass(reason);
 	if ((reason = check_source(rt, a)) && rt->source_check != SOURCE_CHECK_OFF)
 		return refuse_source(skb, rt, a, reason);
-	if ((reason = may_enter(skb, rt, a)) || (reason = strip(skb, a))) {
+	if ((reason = may_enter(skb, rt, a)) || (reason = strip(skb))) {
 		stamp_seen(skb, rt, SEEN_GOOD);
 		return pass(reason);
 	}
-	carry_congestion(skb, a);
-
-	struct load load = { .packets = 1, .bytes = skb->len - ETH_HLEN };
-
-	count_peer(a->slot, PATH_BASE, RX, load);
-	stamp_stripped(skb, rt);
-	return bpf_redirect(a->overlay, BPF_F_INGRESS);
+	return hand_on(skb, rt, a);
 }
 
 SEC("tc")

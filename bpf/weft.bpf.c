@@ -5,6 +5,8 @@
 
 #include "overlay_in.h"
 #include "overlay_out.h"
+#include "pod_in.h"
+#include "pod_out.h"
 #include "uplink_in.h"
 #include "uplink_out.h"
 

@@ -10,12 +10,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
+	"github.com/weft-net/weft/dataplane/endpoint"
 	"github.com/weft-net/weft/dataplane/kernel"
 	"github.com/weft-net/weft/dataplane/state"
+	"github.com/weft-net/weft/dataplane/verdicts"
 )
 
 // Options say where the dataplane keeps its things and what it may do.
@@ -27,6 +31,9 @@ type Options struct {
 	StateDir string
 	// Accel is auto (programs where they can be loaded) or off (none).
 	Accel string
+	// Express is auto (express where it is possible), on (the same, and what is
+	// in the way is an error of Sync) or off.
+	Express string
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string
 	// MaxPeers is how many peer nodes fit the accelerator's maps.
@@ -42,47 +49,101 @@ const (
 	// loadInterval is how long a failed load of the programs is not tried
 	// again: what is missing (a capability, a mount) seldom comes by itself.
 	loadInterval = time.Minute
+	// probeInterval is how often it is looked whether the kernel has got what
+	// express lacks.
+	probeInterval = 10 * time.Second
 )
 
 // Dataplane is one node's dataplane. Sync is called from one goroutine; the
 // other methods from any.
 type Dataplane struct {
-	opts    Options
-	kernel  *kernel.Path
-	changed chan struct{}
-	stop    context.CancelFunc
-	stopped sync.WaitGroup
+	opts      Options
+	kernel    *kernel.Path
+	finder    *endpoint.Finder
+	verdicts  *verdicts.Watcher // nil where the host's rules can't be followed
+	pulse     *pulse
+	injection *injection // guarded by mu
+	obstacles *obstacles
+	changed   chan struct{}
+	stop      context.CancelFunc
+	stopped   sync.WaitGroup
+	// prefixesChanged tells that pods are to be looked for anew.
+	prefixesChanged chan struct{}
+	// ours are the programs on pods' veths that are weft's, while pods are found.
+	ours map[uint32]bool
 
-	mu       sync.Mutex // guards what follows
-	accel    *ebpf.Accelerator
-	loaded   ebpf.Options // what accel was loaded with
-	retry    time.Time    // not before this is a failed load tried again
-	held     []string     // why acceleration is held back
-	reason   string       // why the programs are not there; empty when they are
-	vni      uint32
-	lastLook string
-	misfits  ebpf.Misfits
-	without  bool // the programs were taken away
-	watch    sourceWatch
+	mu        sync.Mutex // guards what follows
+	accel     *ebpf.Accelerator
+	loaded    ebpf.Options // what accel was loaded with
+	retry     time.Time    // not before this is a failed load tried again
+	held      []string     // why acceleration is held back
+	reason    string       // why the programs are not there; empty when they are
+	vni       uint32
+	lastLook  string
+	misfits   ebpf.Misfits
+	without   bool // the programs were taken away
+	watch     sourceWatch
+	prefixes  []netip.Prefix // this node's
+	found     endpoint.Found
+	podsFor   *ebpf.Accelerator // that knows or will know them
+	probed    time.Time         // when it was last looked whether express can be done now
+	toldAlone string
 }
 
 // Open prepares the dataplane of the current network namespace. Nothing is
 // changed before the first Sync.
-func Open(ctx context.Context, o Options) (*Dataplane, error) {
-	path, err := kernel.Open(o.Log)
+func Open(ctx context.Context, o Options) (_ *Dataplane, err error) {
+	d := &Dataplane{
+		opts:            o,
+		changed:         make(chan struct{}, 1),
+		prefixesChanged: make(chan struct{}, 1),
+		obstacles:       &obstacles{log: o.Log, quiet: o.Accel == "off" || o.Express == "off"},
+	}
+	ctx, d.stop = context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			_ = d.Close()
+		}
+	}()
+	if d.kernel, err = kernel.Open(o.Log); err != nil {
+		return nil, err
+	}
+	events, err := d.kernel.Watch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	events, err := path.Watch(ctx)
-	if err != nil {
-		stop()
-		path.Close()
-		return nil, err
-	}
-	d := &Dataplane{opts: o, kernel: path, changed: make(chan struct{}, 1), stop: stop}
 	d.stopped.Go(func() { d.follow(ctx, events) })
-	return d, nil
+	d.injection = openInjection(o.Log)
+	return d, d.openExpress(ctx)
+}
+
+// openExpress prepares what programs and firewall need beside a Sync: finding the
+// pods on this node, and following what decides how the host judges packets.
+func (d *Dataplane) openExpress(ctx context.Context) (err error) {
+	d.finder, err = endpoint.Open(endpoint.Options{Log: d.opts.Log, Ours: d.isOurs, ResultsDir: endpoint.ResultsDir})
+	if err != nil {
+		return err
+	}
+	nudges, err := d.finder.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	d.stopped.Go(func() { d.followPods(ctx, nudges) })
+
+	rules := make(chan verdicts.Changes, 1)
+	d.pulse = newPulse(d.opts.Log, d.obstacles, rules)
+	d.obstacles.changed = d.pulse.beat
+	if d.opts.Accel == "off" || d.opts.Express == "off" {
+		d.obstacles.set(findsProgram, "express is off (--express=off)")
+		return nil
+	}
+	if d.verdicts, err = verdicts.Open(verdicts.Options{Log: d.opts.Log}); err != nil {
+		d.pulse.watches(err)
+		return nil
+	}
+	d.stopped.Go(func() { d.pulse.follow(ctx, d.verdicts) })
+	d.stopped.Go(func() { d.followRules(ctx, rules) })
+	return nil
 }
 
 // Sync makes the kernel hold s. What can be done is done; the errors of the
@@ -100,7 +161,25 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.vni = s.VNI
-	return errors.Join(err, d.syncAccelerator(s, result))
+	err = errors.Join(err, d.syncAccelerator(s, result))
+	d.injection.syncState(s, result.Overlays)
+	d.lookForPods(s.Local.Prefixes)
+	if found := d.obstacles.List(); d.opts.Express == "on" && len(found) > 0 {
+		err = errors.Join(err, fmt.Errorf("express: %s", strings.Join(found, "; ")))
+	}
+	return err
+}
+
+// lookForPods has pods looked for where they may be now.
+func (d *Dataplane) lookForPods(prefixes []netip.Prefix) {
+	if slices.Equal(prefixes, d.prefixes) && d.podsFor == d.accel {
+		return
+	}
+	d.prefixes, d.podsFor = prefixes, d.accel
+	select {
+	case d.prefixesChanged <- struct{}{}:
+	default:
+	}
 }
 
 // syncAccelerator loads, feeds and attaches the programs, or takes them away
@@ -125,6 +204,7 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 	desired := ebpf.Desired{
 		Uplink:       result.Uplink.Index,
 		Overlay:      overlay.Index,
+		OverlayMTU:   overlay.MTU,
 		Local:        overlay.Local,
 		MAC:          overlay.MAC,
 		SourceCheck:  d.opts.SourceCheck,
@@ -196,13 +276,41 @@ func (d *Dataplane) loadAccelerator(s state.State) error {
 	d.closeAccelerator()
 	d.accel, d.loaded, d.without = accel, want, false
 	d.tellMemory()
+	return d.startExpress()
+}
+
+// startExpress lets the programs do express, if they can.
+func (d *Dataplane) startExpress() error {
+	if d.opts.Express == "off" {
+		return nil
+	}
+	d.obstacles.set(findsProgram, d.accel.NoExpress())
+	heartbeat, err := d.accel.Heartbeat()
+	if err != nil {
+		return err
+	}
+	if d.verdicts == nil {
+		return heartbeat.Close()
+	}
+	d.pulse.use(heartbeat)
 	return nil
+}
+
+// expressCame tells that the kernel has become able to do express: conntrack is
+// a module in most of them, loaded by the first rule that needs it.
+func (d *Dataplane) expressCame() bool {
+	if d.opts.Express == "off" || d.accel.NoExpress() == "" || time.Since(d.probed) < probeInterval {
+		return false
+	}
+	d.probed = time.Now()
+	return d.accel.MissedFunctions() && ebpf.MissingFunctions() == ""
 }
 
 func (d *Dataplane) closeAccelerator() {
 	if d.accel == nil {
 		return
 	}
+	d.pulse.use(nil)
 	if err := d.accel.Close(); err != nil {
 		d.opts.Log.Warn("closing the accelerator", "err", err)
 	}
@@ -320,14 +428,18 @@ func (d *Dataplane) follow(ctx context.Context, events <-chan struct{}) {
 	}
 }
 
-// look tells whether attachments have changed since it last looked, or there is
-// room now for peers that found none, and reports senders that fail the source
-// check.
+// look tells whether attachments have changed since it last looked, settings since
+// the last Sync, or there is room now for peers that found none, and reports
+// senders that fail the source check.
 func (d *Dataplane) look() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.accel == nil {
 		return false
+	}
+	if d.expressCame() {
+		d.loaded = ebpf.Options{} // the next Sync loads the programs anew
+		return true
 	}
 	view := d.accel.View()
 	d.watch.report(d.opts.Log, view)
@@ -335,16 +447,29 @@ func (d *Dataplane) look() bool {
 	now := fmt.Sprint(hooks, err)
 	changed := now != d.lastLook
 	d.lastLook = now
-	return changed || len(d.misfits.NoRoom) > 0 && d.accel.HasRoom()
+	return changed || d.accel.SettingsChanged() || len(d.misfits.NoRoom) > 0 && d.accel.HasRoom()
 }
 
 // Close lets go of handles and leaves traffic flowing; Remove takes everything
-// away.
+// away. Express ends: nobody follows the host's rules any more.
 func (d *Dataplane) Close() error {
 	d.stop()
 	d.stopped.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closeAccelerator()
-	return d.kernel.Close()
+	var errs []error
+	if d.verdicts != nil {
+		errs = append(errs, d.verdicts.Close())
+	}
+	if d.finder != nil {
+		errs = append(errs, d.finder.Close())
+	}
+	if d.injection != nil {
+		errs = append(errs, d.injection.close())
+	}
+	if d.kernel != nil {
+		errs = append(errs, d.kernel.Close())
+	}
+	return errors.Join(errs...)
 }

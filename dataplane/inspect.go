@@ -29,12 +29,24 @@ const (
 // are not.
 func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 	d.mu.Lock()
-	reason, vni := d.reason, d.vni
+	reason, vni, found, firewall := d.reason, d.vni, d.found, d.injection.reason
 	d.mu.Unlock()
 
 	r, err := Inspect(ctx, d.opts.PinDir, vni)
 	if reason != "" {
 		r.Reason = reason
+	}
+	if firewall != "" {
+		r.Firewall.Reason = firewall
+	}
+	if found := d.obstacles.List(); len(found) > 0 {
+		r.Express.Reasons, r.Express.On = found, false
+	}
+	for _, l := range found.LeftAlone {
+		r.Express.LeftAlone = append(r.Express.LeftAlone, LeftAlone{Veth: l.Name, IP: l.IP, Reason: l.Reason})
+	}
+	if d.pulse != nil {
+		r.Express.Moves = d.pulse.Moves()
 	}
 	return r, err
 }
@@ -45,7 +57,7 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 	if vni == 0 {
 		vni = 1
 	}
-	r := Report{Mode: ModeKernel, Accel: true, VNI: vni}
+	r := Report{Mode: ModeKernel, Switches: Switches{true, true}, VNI: vni}
 	r.Overlay = device(kernel.DeviceName(vni, false))
 	r.Port = vxlanPort(r.Overlay.Name)
 
@@ -56,6 +68,10 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 	defer path.Close()
 	entries, err := path.Entries(vni)
 	if err != nil {
+		return r, err
+	}
+
+	if r.Firewall, err = inspectFirewall(); err != nil {
 		return r, err
 	}
 
@@ -80,7 +96,7 @@ func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
 	if err != nil {
 		return err
 	}
-	r.Accel, r.SourceCheck = now.On, now.SourceCheck
+	r.Switches, r.SourceCheck = Switches{Express: now.Express, Base: now.On}, now.SourceCheck
 	r.Uplink = deviceByIndex(now.Uplink)
 	r.Uplink.Address = now.Local
 
@@ -91,6 +107,9 @@ func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
 	r.Hooks = reportHooks(hooks)
 	r.Mode, r.Reason = judge(hooks)
 
+	if err := r.readExpress(view, now); err != nil {
+		return err
+	}
 	peers, err := view.Peers()
 	if err != nil {
 		return err
@@ -110,6 +129,30 @@ func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
 	}
 	r.Maps, err = reportMaps(view)
 	return err
+}
+
+// readExpress fills in how the express path stands.
+func (r *Report) readExpress(view *ebpf.View, now ebpf.Runtime) error {
+	pulse, err := view.Pulse()
+	if err != nil {
+		return err
+	}
+	r.Express.Epoch = pulse.Epoch
+	if r.Express.Pods, err = view.Pods(); err != nil {
+		return err
+	}
+	switch {
+	case r.Mode != ModeEBPF:
+		r.Express.Reasons = []string{"the programs are not attached"}
+	case pulse.Age < 0 || pulse.Age > ebpf.PulseLife:
+		r.Express.Reasons = []string{"no agent follows the host's rules"}
+	case now.Held:
+		r.Express.Reasons = []string{"acceleration is held back"}
+	case pulse.Held:
+		r.Express.Reasons = []string{"the agent holds it back"}
+	}
+	r.Express.On = now.Express && len(r.Express.Reasons) == 0
+	return nil
 }
 
 // judge tells the mode from what is attached, and why it is not all it should
@@ -181,14 +224,14 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	byIP := map[netip.Addr]*PeerReport{}
 	for _, p := range peers {
 		byIP[p.PublicIP] = &PeerReport{
-			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Accel: p.On, InMap: p.Carried, Counters: counters(p),
+			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Switches: Switches{Express: p.Express, Base: p.On}, InMap: p.Carried, Counters: counters(p),
 		}
 	}
 	seen := map[netip.Prefix]bool{}
 	for _, e := range entries {
 		r := byIP[e.PublicIP]
 		if r == nil {
-			r = &PeerReport{PublicIP: e.PublicIP, MAC: e.MAC, Accel: true}
+			r = &PeerReport{PublicIP: e.PublicIP, MAC: e.MAC, Switches: Switches{true, true}}
 			byIP[e.PublicIP] = r
 		}
 		seen[e.Prefix] = true

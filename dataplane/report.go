@@ -15,8 +15,10 @@ type Report struct {
 	// Reason says why Mode is "kernel", or why acceleration is held back
 	// although the programs are attached; empty when nothing is held back.
 	Reason string `json:"reason,omitempty"`
-	// Accel is the node's switch: false after `weft accel off`.
-	Accel bool `json:"accel"`
+	// Switches are the node's, as `weft accel` has set them.
+	Switches Switches `json:"switches"`
+	// Express is how the express path stands.
+	Express Express `json:"express"`
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string `json:"sourceCheck,omitempty"`
 	// Uplink and Overlay are the two devices; empty names when absent.
@@ -32,10 +34,56 @@ type Report struct {
 	// Reasons are all reasons for a packet to be passed to the kernel or
 	// dropped, zero counts included.
 	Reasons []ReasonCount `json:"reasons"`
+	// Firewall is what keeps pods from the VXLAN port where programs don't.
+	Firewall Firewall `json:"firewall"`
 	// Suspects are the latest senders that failed the source check.
 	Suspects []Suspect `json:"suspects,omitempty"`
 	// Maps tell what memory the maps cost.
 	Maps []MapInfo `json:"maps,omitempty"`
+}
+
+// Switches tell which paths may be taken.
+type Switches struct {
+	Express bool `json:"express"`
+	Base    bool `json:"base"`
+}
+
+// All tells that no path is switched off.
+func (s Switches) All() bool { return s.Express && s.Base }
+
+// Express is how the express path stands on a node.
+type Express struct {
+	// On tells that packets may take it.
+	On bool `json:"on"`
+	// Reasons say what is in the way; only the agent knows all of them.
+	Reasons []string `json:"reasons,omitempty"`
+	// Pods is the number of addresses of pods on this node that are served.
+	Pods int `json:"pods"`
+	// LeftAlone are pods that are not, and why, with their veth or address.
+	LeftAlone []LeftAlone `json:"leftAlone,omitempty"`
+	// Epoch is moved whenever the host may judge packets otherwise than before.
+	Epoch uint32 `json:"epoch"`
+	// Moves counts moves of the epoch since the agent started, by what made
+	// them.
+	Moves map[string]uint64 `json:"moves,omitempty"`
+}
+
+// LeftAlone is a pod's veth, or one address of a pod, that express does not
+// serve.
+type LeftAlone struct {
+	Veth   string     `json:"veth"`
+	IP     netip.Addr `json:"ip,omitzero"`
+	Reason string     `json:"reason"`
+}
+
+// Firewall is the table inet weft of nftables.
+type Firewall struct {
+	// Reason says why it is missing or incomplete, as far as that is known.
+	Reason string `json:"reason,omitempty"`
+	// DroppedPackets and DroppedBytes count what pods sent to the VXLAN port of
+	// a node.
+	DroppedPackets uint64 `json:"droppedPackets"`
+	DroppedBytes   uint64 `json:"droppedBytes"`
 }
 
 // Device is a network device.
@@ -68,8 +116,8 @@ type PeerReport struct {
 	PublicIP netip.Addr     `json:"publicIP"`
 	Prefixes []netip.Prefix `json:"prefixes"`
 	MAC      state.MAC      `json:"mac,omitzero"`
-	// Accel is the peer's switch.
-	Accel bool `json:"accel"`
+	// Switches are the peer's.
+	Switches Switches `json:"switches"`
 	// InMap tells that the peer is in the accelerator's peers map; one that is
 	// not there rides the kernel path.
 	InMap bool `json:"inMap"`

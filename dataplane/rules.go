@@ -22,3 +22,19 @@ func routesByMark() bool {
 	}
 	return false
 }
+
+// routesByTOS tells whether the host has routing rules that look at the TOS of a
+// packet: then packets of one flow may go different ways. When the rules can't
+// be read the answer is yes.
+func routesByTOS() bool {
+	rules, err := netlink.RuleList(unix.AF_INET)
+	if err != nil {
+		return true
+	}
+	for _, r := range rules {
+		if r.Tos != 0 {
+			return true
+		}
+	}
+	return false
+}

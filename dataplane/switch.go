@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -16,6 +15,9 @@ import (
 // Switch is a change of the acceleration switches.
 type Switch struct {
 	On bool
+	// Paths are the names of what is switched, base and express; empty means
+	// both.
+	Paths []string
 	// Peers are public IPs; empty means the whole node.
 	Peers []netip.Addr
 }
@@ -23,25 +25,53 @@ type Switch struct {
 // SetAccel turns acceleration on or off, effective on the next packet. It
 // outlives the agent, but not a reboot.
 func SetAccel(pinDir string, s Switch) error {
-	return ebpf.SetAccel(pinDir, s.On, s.Peers)
+	paths := ebpf.Base | ebpf.Express
+	if len(s.Paths) > 0 {
+		paths = 0
+	}
+	for _, name := range s.Paths {
+		switch name {
+		case "base":
+			paths |= ebpf.Base
+		case "express":
+			paths |= ebpf.Express
+		default:
+			return fmt.Errorf("%q is no path that can be switched; base and express are", name)
+		}
+	}
+	return ebpf.SetAccel(pinDir, paths, s.On, s.Peers)
 }
 
-// Remove takes weft away so that the kernel path carries on by itself: the
-// programs and pins; with all also the overlay devices. It returns what it
-// removed, in words; with nothing there it removes nothing.
-func Remove(_ context.Context, pinDir string, vni uint32, all bool) ([]string, error) {
-	removed, err := ebpf.Remove(pinDir)
+// Removal is what Remove did, in words.
+type Removal struct {
+	Removed []string `json:"removed"`
+	// Left is what is left on purpose.
+	Left []string `json:"left,omitempty"`
+}
+
+// Remove takes weft away so that the kernel path carries on by itself: programs,
+// pins and firewall; with all also the overlay devices. With nothing there it
+// removes nothing.
+func Remove(_ context.Context, pinDir string, vni uint32, all bool) (r Removal, err error) {
+	if r.Removed, err = ebpf.Remove(pinDir); err != nil {
+		return r, err
+	}
+	firewall, err := removeFirewall()
+	r.Removed = append(r.Removed, firewall...)
+	if len(r.Removed) > 0 {
+		r.Left = conntrackLeft()
+	}
 	if err != nil || !all {
-		return removed, err
+		return r, err
 	}
 	path, err := kernel.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
-		return removed, err
+		return r, err
 	}
 	defer path.Close()
 	devices, err := path.Remove(vni)
 	for _, d := range devices {
-		removed = append(removed, fmt.Sprintf("device %s with its routes, neighbours and FDB entries", d))
+		r.Removed = append(r.Removed, fmt.Sprintf("device %s with its routes, neighbours and FDB entries", d))
 	}
-	return removed, errors.Join(err)
+	return r, err
 }

@@ -46,10 +46,13 @@ type agent struct {
 	counters *collector
 	health   *failures
 
-	// Of the loop's goroutine.
+	looking  sync.Mutex // guards what the last look at the dataplane found
 	reported time.Time
 	mode     string
 	reason   string
+	express  expressInfo
+
+	// Of the loop's goroutine.
 	retries  int
 	ready    bool
 	counting bool
@@ -90,7 +93,7 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 
 	path, err := e.node.Open(e.ctx, dataplane.Options{
 		PinDir: o.PinDir, StateDir: o.StateDir,
-		Accel: o.Accel, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
+		Accel: o.Accel, Express: o.Express, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
 		Log: log,
 	})
 	if err != nil {
@@ -161,6 +164,7 @@ func (a *agent) run(e *env) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { a.record.Run(ctx) })
 	parts.Go(func() { a.loop.Run(ctx) })
+	parts.Go(func() { a.lookNowAndThen(ctx) })
 	parts.Go(func() {
 		err := a.store.Run(ctx, a)
 		if ctx.Err() == nil {
@@ -250,14 +254,13 @@ func (a *agent) synced(o outcome) {
 		a.ready = true
 		a.log.Info("the node is ready", "peers", len(namesOf(o.state)), "prefixes", len(o.state.Peers), "took", o.duration.Round(time.Millisecond))
 	}
-	a.lookAtMode(o.at)
+	a.look(o.at)
 	a.record.Update(func(r *runInfo) {
 		r.Ready = a.ready
 		r.Sync.Last, r.Sync.Error, r.Sync.Failures = o.at.UTC(), text(o.err), a.retries
 		if o.err == nil {
 			r.Sync.LastSuccess = o.at.UTC()
 		}
-		r.Mode, r.Reason = a.mode, a.reason
 	})
 	if first {
 		// Who hears from /readyz finds the peers' names.
@@ -268,8 +271,25 @@ func (a *agent) synced(o outcome) {
 	a.metrics.Synced(o)
 }
 
-// lookAtMode finds out how packets travel, and says so when that changed.
-func (a *agent) lookAtMode(now time.Time) {
+// lookNowAndThen finds out what changes without a sync.
+func (a *agent) lookNowAndThen(ctx context.Context) {
+	ticks := time.NewTicker(a.timing.LookGap)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticks.C:
+			a.look(now)
+		}
+	}
+}
+
+// look finds out how packets travel and what only the agent knows of it, unless
+// that was just done, and says so when the mode changed.
+func (a *agent) look(now time.Time) {
+	a.looking.Lock()
+	defer a.looking.Unlock()
 	if !a.reported.IsZero() && now.Sub(a.reported) < a.timing.ReportGap {
 		return
 	}
@@ -281,15 +301,24 @@ func (a *agent) lookAtMode(now time.Time) {
 		return
 	}
 	a.reported = now
-	if report.Mode == a.mode && report.Reason == a.reason {
+	express := expressInfo{Reasons: report.Express.Reasons, LeftAlone: report.Express.LeftAlone}
+	if report.Mode == a.mode && report.Reason == a.reason && reflect.DeepEqual(express, a.express) {
 		return
 	}
-	a.mode, a.reason = report.Mode, report.Reason
-	var why []any
-	if a.reason != "" {
-		why = []any{"reason", a.reason}
+	if report.Mode != a.mode || report.Reason != a.reason {
+		a.tellMode(report)
 	}
-	a.log.Info("packets take the "+modeInWords(a.mode), append([]any{"mode", a.mode}, why...)...)
+	a.mode, a.reason, a.express = report.Mode, report.Reason, express
+	a.record.Update(func(r *runInfo) { r.Mode, r.Reason, r.Express = a.mode, a.reason, a.express })
+}
+
+// tellMode logs how packets travel.
+func (a *agent) tellMode(r dataplane.Report) {
+	why := []any{"mode", r.Mode}
+	if r.Reason != "" {
+		why = append(why, "reason", r.Reason)
+	}
+	a.log.Info("packets take the "+modeInWords(r.Mode), why...)
 }
 
 // modeInWords completes "packets take the".

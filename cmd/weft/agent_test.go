@@ -41,6 +41,30 @@ type runningAgent struct {
 // startAgent runs an agent on the example, with more flags if given.
 func (d *desk) startAgent(args ...string) *runningAgent {
 	d.tb.Helper()
+	return d.startAgentBy(args, run)
+}
+
+// startAgentWith is startAgent with other intervals.
+func (d *desk) startAgentWith(t timing) *runningAgent {
+	d.tb.Helper()
+	return d.startAgentBy(nil, func(e *env, args []string) int {
+		var o agentOptions
+		fs := newFlags(e, "agent", "", "")
+		o.register(fs.FlagSet)
+		if _, err := parseFlags(fs, args[1:]); err != nil {
+			d.tb.Error(err)
+		}
+		if err := serve(e, o, t); err != nil {
+			d.tb.Error(err)
+			return 1
+		}
+		return 0
+	})
+}
+
+// startAgentBy has an agent run in the background.
+func (d *desk) startAgentBy(args []string, run func(*env, []string) int) *runningAgent {
+	d.tb.Helper()
 	a := &runningAgent{desk: d, config: filepath.Join(d.tb.TempDir(), "weft.yaml"), done: make(chan struct{}), errs: &syncBuffer{}}
 	a.write(example(d.tb))
 	ctx, stop := context.WithCancel(d.tb.Context())
@@ -107,14 +131,14 @@ func (a *runningAgent) story() string {
 
 func TestAgentStory(t *testing.T) {
 	d := newDesk(t)
-	d.node.report = ebpfReport()
-	a := d.startAgent("--source-check", "enforce", "--max-peers", "9", "--pin-dir", "/p", "--state-dir", "/s")
+	d.node.report = agentReport()
+	a := d.startAgent("--source-check", "enforce", "--express", "on", "--max-peers", "9", "--pin-dir", "/p", "--state-dir", "/s")
 	eventually(t, "ready", func() bool { return a.info().Ready && a.info().Mode == "ebpf" })
 
 	info := a.info()
 	if info.Node != "node-a" || info.VNI != 1 || info.Peers != 1 || info.PID != os.Getpid() || info.Store.Kind != "static" ||
 		info.Store.Config != a.config || info.Sync.LastSuccess.IsZero() || info.Metrics.Address == "" ||
-		info.Names[netip.MustParseAddr("192.0.2.2")] != "node-b" {
+		info.Names[netip.MustParseAddr("192.0.2.2")] != "node-b" || len(info.Express.LeftAlone) != 2 {
 		t.Errorf("run file %+v", info)
 	}
 	if stat, err := os.Stat(runPath(d.runDir)); err != nil || stat.Mode().Perm() != 0o644 {
@@ -122,7 +146,7 @@ func TestAgentStory(t *testing.T) {
 	}
 	d.node.locked(func() {
 		o := d.node.opened
-		if o.SourceCheck != "enforce" || o.MaxPeers != 9 || o.PinDir != "/p" || o.StateDir != "/s" || o.Accel != "auto" {
+		if o.SourceCheck != "enforce" || o.MaxPeers != 9 || o.PinDir != "/p" || o.StateDir != "/s" || o.Accel != "auto" || o.Express != "on" {
 			t.Errorf("opened with %+v", o)
 		}
 	})
@@ -237,6 +261,38 @@ func TestAKernelChangeIsSynced(t *testing.T) {
 		d.node.locked(func() { ok = d.node.syncs > before })
 		return ok
 	})
+}
+
+// Pods come and go, and express is held back and let go, without a sync.
+func TestWhatTheAgentKnowsIsWrittenWithoutASync(t *testing.T) {
+	d := newDesk(t)
+	d.node.report = ebpfReport()
+	gaps := defaultTiming()
+	gaps.LookGap, gaps.ReportGap = time.Millisecond, 0
+	a := d.startAgentWith(gaps)
+	eventually(t, "ready", func() bool { return a.info().Ready && a.info().Mode == "ebpf" })
+	var before int
+	d.node.locked(func() { before = d.node.syncs })
+	if info := a.info(); info.Express.Reasons != nil || info.Express.LeftAlone != nil {
+		t.Errorf("before: %+v", info.Express)
+	}
+
+	d.node.locked(func() {
+		d.node.report = agentReport()
+		d.node.report.Express.Reasons = []string{"express packets would bypass qdisc tbf on cni0"}
+	})
+	eventually(t, "what is in the way", func() bool { return len(a.info().Express.Reasons) == 1 && len(a.info().Express.LeftAlone) == 2 })
+	d.node.locked(func() { d.node.report = ebpfReport() })
+	eventually(t, "that nothing is", func() bool { return a.info().Express.Reasons == nil && a.info().Express.LeftAlone == nil })
+	d.node.locked(func() {
+		if d.node.syncs != before {
+			t.Errorf("%d syncs, %d before", d.node.syncs, before)
+		}
+	})
+	a.end()
+	if n := strings.Count(a.errs.String(), "packets take the"); n != 1 {
+		t.Errorf("the mode is told %d times:\n%s", n, a.errs)
+	}
 }
 
 func TestAgentWithoutMetrics(t *testing.T) {

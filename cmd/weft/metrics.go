@@ -150,16 +150,23 @@ var (
 	rxPackets = desc("weft_receive_packets_total", "Packets received from all peers since the agent started, as segments on the wire, by path.", "path")
 	rxBytes   = desc("weft_receive_bytes_total", "Inner IP bytes received from all peers since the agent started, as sent on the wire, by path.", "path")
 
-	dropped      = desc("weft_dropped_packets_total", "Packets dropped, by reason.", "reason")
-	passed       = desc("weft_passed_packets_total", "Packets left to the kernel, by reason.", "reason")
-	datapathInfo = desc("weft_datapath_info", "How packets travel and what holds acceleration back, always 1.", "mode", "reason", "accel", "source_check")
+	dropped         = desc("weft_dropped_packets_total", "Packets dropped, by reason.", "reason")
+	passed          = desc("weft_passed_packets_total", "Packets left to the kernel, or by express to the base path, by reason.", "reason")
+	firewallDropped = desc("weft_firewall_dropped_packets_total", "Packets of pods to the VXLAN port of a node that the firewall dropped, where no program did.")
+	datapathInfo    = desc("weft_datapath_info", "How packets travel and what holds acceleration back, always 1.", "mode", "reason", "accel", "source_check")
+
+	expressPathInfo = desc("weft_express_info", "Whether packets may take the express path, and what is in the way, always 1.", "state", "reason")
+	endpointCount   = desc("weft_endpoints", "Addresses of pods on this node that the express path serves.")
+	leftAloneCount  = desc("weft_endpoints_left_alone", "Pods on this node, or addresses of them, that the express path does not serve.")
+	epochMoves      = desc("weft_epoch_moves_total", "Moves of the epoch, after which the host's rules judge every flow anew, by what changed; settled is the second move that follows.", "change")
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		peerTxPackets, peerTxBytes, peerRxPackets, peerRxBytes, peerInfo, peerCount, suppressed,
-		txPackets, txBytes, rxPackets, rxBytes, dropped, passed, datapathInfo,
+		txPackets, txBytes, rxPackets, rxBytes, dropped, passed, firewallDropped, datapathInfo,
+		expressPathInfo, endpointCount, leftAloneCount, epochMoves,
 	} {
 		ch <- d
 	}
@@ -179,6 +186,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	c.node(ch, report)
+	c.express(ch, report)
 	c.reasons(ch, report)
 	c.peers(ch, report)
 	c.paths(ch)
@@ -221,13 +229,24 @@ func (c *collector) read() (dataplane.Report, error) {
 
 // node publishes what is true of the whole node.
 func (c *collector) node(ch chan<- prometheus.Metric, r dataplane.Report) {
-	gauge(ch, datapathInfo, 1, r.Mode, r.Reason, onOff(r.Accel), r.SourceCheck)
+	gauge(ch, datapathInfo, 1, r.Mode, r.Reason, switchWords(r.Switches), r.SourceCheck)
 	gauge(ch, peerCount, float64(len(r.Peers)))
 	tooMany := 0.0
 	if len(r.Peers) > c.maxPeers {
 		tooMany = 1
 	}
 	gauge(ch, suppressed, tooMany)
+}
+
+// express publishes how the express path stands.
+func (c *collector) express(ch chan<- prometheus.Metric, r dataplane.Report) {
+	gauge(ch, expressPathInfo, 1, onOff(r.Express.On), strings.Join(whyNoExpress(r), "; "))
+	counter(ch, firewallDropped, r.Firewall.DroppedPackets)
+	gauge(ch, endpointCount, float64(r.Express.Pods))
+	gauge(ch, leftAloneCount, float64(len(r.Express.LeftAlone)))
+	for change, n := range r.Express.Moves {
+		counter(ch, epochMoves, n, change)
+	}
 }
 
 // reasons publishes every reason, those that never happened included.

@@ -31,7 +31,7 @@ type scraped struct {
 }
 
 func newScraped(maxPeers int) *scraped {
-	s := &scraped{Registry: prometheus.NewRegistry(), report: ebpfReport()}
+	s := &scraped{Registry: prometheus.NewRegistry(), report: agentReport()}
 	s.metrics = newLoopMetrics(s.Registry)
 	s.collector = newCollector(
 		slog.New(slog.DiscardHandler),
@@ -135,6 +135,50 @@ func TestMetricsLint(t *testing.T) {
 		}
 		for _, p := range problems {
 			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func TestExpressInAScrape(t *testing.T) {
+	for name, test := range map[string]struct {
+		set  func(*dataplane.Report)
+		want string
+	}{
+		"On":          {func(*dataplane.Report) {}, `{reason="",state="on"}`},
+		"SwitchedOff": {func(r *dataplane.Report) { r.Express.On, r.Switches = false, baseOnly }, `{reason="switched off (weft accel on express)",state="off"}`},
+		"Held": {
+			func(r *dataplane.Report) { r.Express.On, r.Express.Reasons = false, []string{"one thing", "another"} },
+			`{reason="one thing; another",state="off"}`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScraped(500)
+			test.set(&s.report)
+			got := s.text(t)
+			for _, want := range []string{
+				"weft_express_info" + test.want + " 1\n",
+				"weft_endpoints 3\n",
+				"weft_endpoints_left_alone 2\n",
+				`weft_epoch_moves_total{change="nftables"} 3` + "\n",
+				`weft_epoch_moves_total{change="settled"} 4` + "\n",
+			} {
+				if !strings.Contains(got, "\n"+want) {
+					t.Errorf("%s is missing in:\n%s", want, got)
+				}
+			}
+		})
+	}
+}
+
+// A path that is off for all is told apart from one that is on.
+func TestSwitchesInAScrape(t *testing.T) {
+	for words, switches := range map[string]dataplane.Switches{
+		"on": allOn, "base only": baseOnly, "express only": expressOnly, "off": allOff,
+	} {
+		s := newScraped(500)
+		s.report.Switches = switches
+		if got := s.text(t); !strings.Contains(got, `weft_datapath_info{accel="`+words+`",`) {
+			t.Errorf("%+v: %q is missing in:\n%s", switches, words, got)
 		}
 	}
 }

@@ -12,7 +12,7 @@ type node interface {
 	Open(ctx context.Context, o dataplane.Options) (datapath, error)
 	Inspect(ctx context.Context, pinDir string, vni uint32) (dataplane.Report, error)
 	SetAccel(pinDir string, s dataplane.Switch) error
-	Remove(ctx context.Context, pinDir string, vni uint32, all bool) ([]string, error)
+	Remove(ctx context.Context, pinDir string, vni uint32, all bool) (dataplane.Removal, error)
 }
 
 // datapath is what the agent needs of an open dataplane.
@@ -42,6 +42,6 @@ func (linux) SetAccel(pinDir string, s dataplane.Switch) error {
 	return dataplane.SetAccel(pinDir, s)
 }
 
-func (linux) Remove(ctx context.Context, pinDir string, vni uint32, all bool) ([]string, error) {
+func (linux) Remove(ctx context.Context, pinDir string, vni uint32, all bool) (dataplane.Removal, error) {
 	return dataplane.Remove(ctx, pinDir, vni, all)
 }

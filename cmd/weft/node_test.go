@@ -26,15 +26,19 @@ type fakeNode struct {
 	report  dataplane.Report
 	err     error // of everything
 	syncErr error
-	syncs   int
-	state   state.State
-	opened  dataplane.Options
-	closed  bool
-	changes chan struct{}
+	// switchErr is of SetAccel.
+	switchErr error
+	syncs     int
+	state     state.State
+	opened    dataplane.Options
+	closed    bool
+	changes   chan struct{}
 
 	inspected string // pin directory and VNI of the last Inspect
 	switches  []dataplane.Switch
 	removals  []string
+	// left is what Remove leaves on purpose.
+	left []string
 }
 
 func (n *fakeNode) Open(_ context.Context, o dataplane.Options) (datapath, error) {
@@ -58,20 +62,26 @@ func (n *fakeNode) Inspect(_ context.Context, pinDir string, vni uint32) (datapl
 func (n *fakeNode) SetAccel(_ string, s dataplane.Switch) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.switchErr != nil {
+		return n.switchErr
+	}
 	n.switches = append(n.switches, s)
 	return n.err
 }
 
-func (n *fakeNode) Remove(_ context.Context, _ string, vni uint32, all bool) ([]string, error) {
+func (n *fakeNode) Remove(_ context.Context, _ string, vni uint32, all bool) (dataplane.Removal, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	removed := n.removals
+	r := dataplane.Removal{Removed: n.removals}
+	if len(r.Removed) > 0 {
+		r.Left = n.left
+	}
 	n.removals = nil
 	n.inspected = vniText(vni)
 	if all {
-		removed = append(removed, "device flannel."+vniText(vni))
+		r.Removed = append(r.Removed, "device flannel."+vniText(vni))
 	}
-	return removed, n.err
+	return r, n.err
 }
 
 func vniText(vni uint32) string { return strconv.Itoa(int(vni)) }
@@ -160,7 +170,8 @@ func (d *desk) ran(change func(*runInfo)) {
 		SchemaVersion: runSchema, Version: "v0.1.0", PID: 4242, StartedAt: noon.Add(-26 * time.Hour),
 		Store: storeInfo{Kind: "static", Config: "/etc/weft/weft.yaml"},
 		Node:  "node-a", VNI: 1, Ready: true, Mode: "ebpf", Peers: 2,
-		Sync: syncInfo{LastSuccess: noon.Add(-12 * time.Second)},
+		Sync:    syncInfo{LastSuccess: noon.Add(-12 * time.Second)},
+		Express: expressInfo{LeftAlone: someLeftAlone},
 		Names: names{
 			netip.MustParseAddr("192.0.2.2"): "node-b",
 			netip.MustParseAddr("192.0.2.3"): "node-c",
@@ -237,7 +248,30 @@ func mustMAC(s string) state.MAC {
 	return mac
 }
 
-// ebpfReport is a node with two peers, one of which diverges.
+// The switches of a node or peer.
+var (
+	allOn       = dataplane.Switches{Express: true, Base: true}
+	baseOnly    = dataplane.Switches{Base: true}
+	expressOnly = dataplane.Switches{Express: true}
+	allOff      = dataplane.Switches{}
+)
+
+// someLeftAlone are a pod and an address that express does not serve.
+var someLeftAlone = []dataplane.LeftAlone{
+	{Veth: "veth3c5e", Reason: "the pod is shaped (qdisc tbf)"},
+	{Veth: "veth9a10", IP: netip.MustParseAddr("10.244.1.9"), Reason: "the host has no route to it"},
+}
+
+// agentReport is ebpfReport with what only the agent knows.
+func agentReport() dataplane.Report {
+	r := ebpfReport()
+	r.Express.LeftAlone = someLeftAlone
+	r.Express.Moves = map[string]uint64{"nftables": 3, "routes": 1, "settled": 4}
+	return r
+}
+
+// ebpfReport is a node with two peers, one of which diverges and is switched
+// off.
 func ebpfReport() dataplane.Report {
 	counters := func(n uint64) []dataplane.PathCounters {
 		return []dataplane.PathCounters{
@@ -247,7 +281,8 @@ func ebpfReport() dataplane.Report {
 		}
 	}
 	return dataplane.Report{
-		Mode: "ebpf", Accel: true, SourceCheck: "observe",
+		Mode: "ebpf", Switches: allOn, SourceCheck: "observe",
+		Express: dataplane.Express{On: true, Pods: 3, Epoch: 7},
 		Uplink:  dataplane.Device{Name: "eth0", Index: 2, MTU: 1500, MAC: mustMAC("02:00:00:00:00:01"), Address: netip.MustParseAddr("192.0.2.1")},
 		Overlay: dataplane.Device{Name: "flannel.1", Index: 7, MTU: 1450, MAC: mustMAC("0a:58:0a:f4:01:00"), Address: netip.MustParseAddr("10.244.1.0")},
 		VNI:     1, Port: 8472,
@@ -259,12 +294,12 @@ func ebpfReport() dataplane.Report {
 		Peers: []dataplane.PeerReport{
 			{
 				PublicIP: netip.MustParseAddr("192.0.2.2"), Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")},
-				MAC: mustMAC("0a:58:0a:f4:02:00"), Accel: true, InMap: true, Counters: counters(1),
+				MAC: mustMAC("0a:58:0a:f4:02:00"), Switches: allOn, InMap: true, Counters: counters(1),
 			},
 			{
 				PublicIP: netip.MustParseAddr("192.0.2.3"),
 				Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.3.0/24"), netip.MustParsePrefix("10.244.4.0/24")},
-				MAC:      mustMAC("0a:58:0a:f4:03:00"), Accel: false, InMap: true, Counters: counters(1000),
+				MAC:      mustMAC("0a:58:0a:f4:03:00"), InMap: true, Counters: counters(1000),
 				Divergence: []string{"the route to 10.244.4.0/24 is missing"},
 			},
 		},
@@ -287,10 +322,10 @@ func ebpfReport() dataplane.Report {
 func kernelReport() dataplane.Report {
 	r := ebpfReport()
 	r.Mode, r.Reason, r.SourceCheck = "kernel", "kernel 5.4.0 has no TCX and no clsact", ""
-	r.Accel = false
+	r.Express = dataplane.Express{}
 	r.Hooks, r.Reasons, r.Suspects, r.Maps = nil, nil, nil, nil
 	for i := range r.Peers {
-		r.Peers[i].InMap, r.Peers[i].Accel, r.Peers[i].Counters, r.Peers[i].Divergence = false, false, nil, nil
+		r.Peers[i].InMap, r.Peers[i].Switches, r.Peers[i].Counters, r.Peers[i].Divergence = false, allOn, nil, nil
 	}
 	return r
 }

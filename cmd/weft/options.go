@@ -13,6 +13,7 @@ type agentOptions struct {
 	places
 	Config          string
 	Accel           string
+	Express         string
 	SourceCheck     string
 	MaxPeers        int
 	MetricsAddr     string
@@ -26,6 +27,7 @@ func (o *agentOptions) register(fs *flag.FlagSet) {
 	o.places.register(fs)
 	fs.StringVar(&o.Config, "config", "", "YAML `file` that says what this node is and which peers it has; read again when it changes")
 	fs.StringVar(&o.Accel, "accel", "auto", "`mode` of acceleration: auto, or off for the kernel path alone")
+	fs.StringVar(&o.Express, "express", "auto", "`mode` of the express path, from pod to pod past the host's stack: auto, off, or on to have syncs fail while something is in its way")
 	fs.StringVar(&o.SourceCheck, "source-check", "observe", "what to do with packets whose source does not fit their sender: `mode` off, observe or enforce")
 	fs.IntVar(&o.MaxPeers, "max-peers", 5120, "`number` of peer nodes that acceleration has room for; more ride the kernel path")
 	fs.StringVar(&o.MetricsAddr, "metrics-addr", ":9273", "`address` for /metrics, /healthz and /readyz; \"\" for none")
@@ -48,6 +50,8 @@ func (o *agentOptions) Validate() error {
 	}
 	faults = append(faults,
 		oneOf("--accel", o.Accel, "auto", "off"),
+		oneOf("--express", o.Express, "auto", "on", "off"),
+		expressFault(o.Express, o.Accel),
 		oneOf("--source-check", o.SourceCheck, "off", "observe", "enforce"),
 		between("--max-peers", o.MaxPeers, 1, mostPeers),
 		addressFault("--metrics-addr", o.MetricsAddr),
@@ -56,6 +60,14 @@ func (o *agentOptions) Validate() error {
 		oneOf("--log-format", o.LogFormat, "text", "json"),
 	)
 	return usageFaults("agent", faults)
+}
+
+// expressFault completes the sentence about an --express that can't come true.
+func expressFault(express, accel string) string {
+	if express == "on" && accel == "off" {
+		return `--express is "on", but --accel=off leaves nothing but the kernel path; give auto or off`
+	}
+	return ""
 }
 
 // between completes the sentence about a flag that takes a number.

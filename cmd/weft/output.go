@@ -13,7 +13,7 @@ import (
 
 // outputSchema is the version of what -o json prints. A field that is added
 // does not change it; one that changes its meaning or goes does.
-const outputSchema = 1
+const outputSchema = 2
 
 // schema is the first field of everything that -o json prints.
 type schema struct {
@@ -106,6 +106,35 @@ func newFacts(w io.Writer) facts { return facts{tabwriter.NewWriter(w, 0, 0, 2, 
 // add prints one fact.
 func (f facts) add(name, format string, args ...any) {
 	fmt.Fprintf(f, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
+}
+
+// addWrapped prints one fact on as many lines as it needs.
+func (f facts) addWrapped(name, value string) {
+	for _, line := range wrap(value, factWidth) {
+		f.add(name, "%s", line)
+		name = ""
+	}
+}
+
+// factWidth is how many columns the value of a fact gets that is wrapped.
+const factWidth = 76
+
+// wrap breaks a text between words into lines of at most so many columns. A
+// word that is longer has a line of its own.
+func wrap(s string, columns int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(s) {
+		switch {
+		case line == "":
+			line = word
+		case width(line)+1+width(word) > columns:
+			lines, line = append(lines, line), word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
 }
 
 // printable takes out what could move a terminal's cursor: some texts come from

@@ -147,15 +147,20 @@ func macWords(p dataplane.PeerReport) string {
 	return p.MAC.String()
 }
 
-// peerAccel says whether a peer's packets may be accelerated.
+// peerAccel says by what paths a peer's packets may be accelerated: those that
+// neither its own switches nor the node's exclude.
 func peerAccel(r dataplane.Report, p dataplane.PeerReport) string {
-	switch {
-	case r.Mode != "ebpf" || !p.InMap:
+	if r.Mode != "ebpf" || !p.InMap {
 		return "-"
-	case !r.Accel:
-		return "off (node)"
 	}
-	return onOff(p.Accel)
+	both := dataplane.Switches{
+		Express: r.Switches.Express && p.Switches.Express,
+		Base:    r.Switches.Base && p.Switches.Base,
+	}
+	if both != p.Switches {
+		return switchWords(both) + " (node)"
+	}
+	return switchWords(both)
 }
 
 // byPath prints one counter of each path, in the order express/base/kernel.

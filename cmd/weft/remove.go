@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/weft-net/weft/dataplane"
 )
 
 // runRemove is "weft remove".
 func runRemove(e *env, args []string) error {
 	var v view
 	var all bool
-	flags := newFlags(e, "remove", "[--all] [flags]", `Takes weft's programs and maps away from this node. The kernel's overlay device stays
+	flags := newFlags(e, "remove", "[--all] [flags]", `Takes weft's programs, maps and firewall table away from this node. The kernel's overlay device stays
 and carries the traffic, unless --all is given. The agent must be stopped first.`)
 	v.register(flags.FlagSet)
 	flags.BoolVar(&all, "all", false, "also remove the overlay device, which ends the overlay's traffic on this node")
@@ -31,18 +33,18 @@ and carries the traffic, unless --all is given. The agent must be stopped first.
 		return err
 	}
 	defer release()
-	removed, err := e.node.Remove(e.ctx, v.PinDir, agent.vni(v.VNI), all)
+	removal, err := e.node.Remove(e.ctx, v.PinDir, agent.vni(v.VNI), all)
 	if err != nil {
 		return fmt.Errorf("removing weft: %w", err)
 	}
 	if all {
 		if err := os.Remove(runPath(v.RunDir)); err == nil {
-			removed = append(removed, "run file "+runPath(v.RunDir))
+			removal.Removed = append(removal.Removed, "run file "+runPath(v.RunDir))
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the run file: %w", err)
 		}
 	}
-	return v.printRemoved(e, removed)
+	return v.printRemoved(e, removal)
 }
 
 // keepAgentsOut makes sure that no agent runs, and that none starts until
@@ -61,23 +63,26 @@ func keepAgentsOut(runDir string) (release func(), err error) {
 	return held.Release, nil
 }
 
-// printRemoved tells what was removed.
-func (v *view) printRemoved(e *env, removed []string) error {
+// printRemoved tells what was removed, and what was not.
+func (v *view) printRemoved(e *env, r dataplane.Removal) error {
 	if v.json() {
-		if removed == nil {
-			removed = []string{}
+		if r.Removed == nil {
+			r.Removed = []string{}
 		}
 		return v.writeJSON(e.stdout, struct {
 			schema
-			Removed []string `json:"removed"`
-		}{schema{outputSchema}, removed})
+			dataplane.Removal
+		}{schema{outputSchema}, r})
 	}
-	if len(removed) == 0 {
+	if len(r.Removed) == 0 {
 		fmt.Fprintln(e.stdout, "There is nothing to remove.")
 		return nil
 	}
-	for _, what := range removed {
+	for _, what := range r.Removed {
 		fmt.Fprintf(e.stdout, "removed %s\n", printable(what))
+	}
+	for _, what := range r.Left {
+		fmt.Fprintf(e.stdout, "left %s\n", printable(what))
 	}
 	return nil
 }

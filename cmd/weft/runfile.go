@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -29,17 +30,19 @@ type runInfo struct {
 	StartedAt     time.Time `json:"startedAt"`
 	// StoppedAt is set when the agent has ended by itself. An agent that was
 	// killed leaves it out.
-	StoppedAt time.Time  `json:"stoppedAt,omitzero"`
-	Store     storeInfo  `json:"store"`
-	Node      string     `json:"node,omitempty"`
-	VNI       uint32     `json:"vni,omitempty"`
-	Sync      syncInfo   `json:"sync"`
-	Ready     bool       `json:"ready"`
-	Mode      string     `json:"mode,omitempty"`
-	Reason    string     `json:"reason,omitempty"`
-	Peers     int        `json:"peers"`
-	Names     names      `json:"names,omitempty"`
-	Metrics   metricInfo `json:"metrics,omitzero"`
+	StoppedAt time.Time `json:"stoppedAt,omitzero"`
+	Store     storeInfo `json:"store"`
+	Node      string    `json:"node,omitempty"`
+	VNI       uint32    `json:"vni,omitempty"`
+	Sync      syncInfo  `json:"sync"`
+	Ready     bool      `json:"ready"`
+	Mode      string    `json:"mode,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+	// Express is how the express path stood when the agent last looked.
+	Express expressInfo `json:"express,omitzero"`
+	Peers   int         `json:"peers"`
+	Names   names       `json:"names,omitempty"`
+	Metrics metricInfo  `json:"metrics,omitzero"`
 }
 
 // storeInfo is where the peers come from.
@@ -56,6 +59,12 @@ type syncInfo struct {
 	// Error is of the latest sync, if that failed.
 	Error    string `json:"error,omitempty"`
 	Failures int    `json:"failures,omitempty"`
+}
+
+// expressInfo is what the pins do not tell of the express path.
+type expressInfo struct {
+	Reasons   []string              `json:"reasons,omitempty"`
+	LeftAlone []dataplane.LeftAlone `json:"leftAlone,omitempty"`
 }
 
 // metricInfo is where the agent serves metrics.

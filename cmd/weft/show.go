@@ -49,7 +49,20 @@ func (v *view) look(e *env) (agentView, dataplane.Report, error) {
 	if report.Mode == dataplane.ModeKernel && agent.Info.Mode == report.Mode && agent.Info.Reason != "" {
 		report.Reason = agent.Info.Reason
 	}
+	agent.complete(&report.Express)
 	return agent, report, nil
+}
+
+// complete adds what only a living agent knows of the express path. Whether it
+// is on the pins say, and better: what the agent wrote may be some seconds old.
+func (v agentView) complete(x *dataplane.Express) {
+	if v.Life != running {
+		return
+	}
+	x.LeftAlone = v.Info.Express.LeftAlone
+	if len(x.Reasons) > 0 && len(v.Info.Express.Reasons) > 0 {
+		x.Reasons = v.Info.Express.Reasons
+	}
 }
 
 // warning is what a person should know about the agent before believing the

@@ -58,13 +58,14 @@ type agentJSON struct {
 	*runInfo
 }
 
-// json returns the view for programs; the names of peers are with the peers.
+// json returns the view for programs; the names of peers are with the peers, and
+// what the agent says of express is in the report.
 func (v agentView) json() agentJSON {
 	if v.Info.SchemaVersion == 0 {
 		return agentJSON{State: v.Life}
 	}
 	info := v.Info
-	info.Names = nil
+	info.Names, info.Express = nil, expressInfo{}
 	return agentJSON{v.Life, &info}
 }
 
@@ -132,26 +133,113 @@ func nodeFacts(f facts, r dataplane.Report) {
 	f.add("mode", "%s", mode)
 	if len(r.Hooks) > 0 {
 		f.add("accel", "%s", accelWords(r))
+		expressFacts(f, r)
 		f.add("source check", "%s", orNone(r.SourceCheck))
 	}
+	f.add("firewall", "%s", firewallWords(r.Firewall))
 	f.add("uplink", "%s", deviceWords(r.Uplink))
 	f.add("overlay", "%s", overlayWords(r))
 	f.add("peers", "%s", peerWords(r))
 }
 
+// firewallWords says what the firewall against pods that send to the VXLAN port
+// has done.
+func firewallWords(fw dataplane.Firewall) string {
+	words := fmt.Sprintf("%s to the VXLAN port dropped", number(int(fw.DroppedPackets), "packet of pods", "packets of pods"))
+	if fw.Reason != "" {
+		return "NOT IN FORCE: " + fw.Reason
+	}
+	return words
+}
+
 // accelWords says how the switches stand.
 func accelWords(r dataplane.Report) string {
-	words := onOff(r.Accel)
-	off := 0
+	words := switchWords(r.Switches)
+	off, partly := 0, 0
 	for _, p := range r.Peers {
-		if !p.Accel {
+		switch {
+		case p.Switches == dataplane.Switches{}:
 			off++
+		case !p.Switches.All():
+			partly++
 		}
 	}
 	if off > 0 {
 		words += fmt.Sprintf(", off for %s", number(off, "peer", "peers"))
 	}
+	if partly > 0 {
+		words += fmt.Sprintf(", partly off for %s", number(partly, "peer", "peers"))
+	}
 	return words
+}
+
+// switchWords says how the switches of a node or peer stand.
+func switchWords(s dataplane.Switches) string {
+	switch {
+	case s.Base && !s.Express:
+		return "base only"
+	case s.Express && !s.Base:
+		return "express only"
+	}
+	return onOff(s.Base)
+}
+
+// expressFacts prints how the express path stands, for how many pods, and the
+// first reason why one is left alone.
+func expressFacts(f facts, r dataplane.Report) {
+	x := r.Express
+	pods := number(x.Pods, "pod", "pods")
+	if x.On {
+		f.addWrapped("express", "on, "+pods+" served"+leftAloneWords(x))
+	} else {
+		f.addWrapped("express", strings.TrimSuffix("off: "+strings.Join(whyNoExpress(r), "; "), ": "))
+		if x.Pods+len(x.LeftAlone) > 0 {
+			f.addWrapped("", pods+" to serve"+leftAloneWords(x))
+		}
+	}
+	if len(x.LeftAlone) > 0 {
+		f.addWrapped("", leftAloneReason(x.LeftAlone[0]))
+	}
+}
+
+// leftAloneWords counts what express does not serve, to be added to what it
+// does.
+func leftAloneWords(x dataplane.Express) string {
+	switch n := len(x.LeftAlone); n {
+	case 0:
+		return ""
+	case 1:
+		return ", 1 left alone"
+	default:
+		return fmt.Sprintf(", %d left alone (-o json has all)", n)
+	}
+}
+
+// leftAloneReason says why a pod's veth, or one address behind it, is not
+// served.
+func leftAloneReason(l dataplane.LeftAlone) string {
+	name := l.Veth
+	if l.IP.IsValid() {
+		name = fmt.Sprintf("%s (%s)", l.Veth, l.IP)
+	}
+	return name + ": " + l.Reason
+}
+
+// whyNoExpress lists what keeps packets from the express path: the switch, and
+// what the agent or the pins say.
+func whyNoExpress(r dataplane.Report) []string {
+	if r.Express.On {
+		return nil
+	}
+	var why []string
+	if !r.Switches.Express {
+		why = append(why, "switched off (weft accel on express)")
+	}
+	why = append(why, r.Express.Reasons...)
+	if len(why) == 0 && r.Mode != "ebpf" {
+		why = append(why, "the programs are not attached")
+	}
+	return why
 }
 
 // deviceWords describes a device.
@@ -268,7 +356,7 @@ func printReasons(w io.Writer, r dataplane.Report) {
 	slices.SortStableFunc(happened, func(a, b dataplane.ReasonCount) int {
 		return cmp.Or(cmp.Compare(b.Dropped, a.Dropped), cmp.Compare(b.Passed, a.Passed))
 	})
-	title := "reasons for a packet to be dropped or left to the kernel"
+	title := "reasons for a packet to be dropped, or left to the base path or the kernel"
 	if len(happened) > topReasons {
 		title += fmt.Sprintf(" (first %d of %d; -o json has all)", topReasons, len(happened))
 		happened = happened[:topReasons]

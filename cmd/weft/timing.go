@@ -11,6 +11,7 @@ type timing struct {
 	LongestGap time.Duration
 	StuckAfter time.Duration
 	ReportGap  time.Duration
+	LookGap    time.Duration
 }
 
 // defaultTiming is every interval of the agent, with its reason.
@@ -47,5 +48,9 @@ func defaultTiming() timing {
 		// Between looks at the mode after a sync, as a report reads all
 		// counters.
 		ReportGap: 5 * time.Second,
+
+		// Between looks without a sync. Pods come, and what is in the way of
+		// express comes and goes, without one; "weft status" is to know.
+		LookGap: 10 * time.Second,
 	}
 }

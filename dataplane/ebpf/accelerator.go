@@ -33,6 +33,15 @@ type Accelerator struct {
 	opts    Options
 	objects weftObjects
 	slots   slots
+	// noExpress says why the programs can't do express; empty when they can.
+	noExpress string
+	missed    bool
+	// peerAddresses and own are the addresses that nodes answer on, and
+	// nodeAddresses what the map holds, nil when that is not known.
+	peerAddresses, nodeAddresses map[uint32]uint32
+	own                          []netip.Addr
+	// veths are those that SyncPods has last served.
+	veths map[int]bool
 
 	// attach puts a program at its place and pins the link; tests inject
 	// failures.
@@ -43,6 +52,8 @@ type Accelerator struct {
 type Desired struct {
 	// Uplink and Overlay are interface indexes in the current namespace.
 	Uplink, Overlay int
+	// OverlayMTU is the overlay device's.
+	OverlayMTU int
 	// Local is our public IP, MAC our overlay device's address.
 	Local netip.Addr
 	MAC   state.MAC
@@ -91,6 +102,10 @@ func (a *Accelerator) Sync(d Desired) (misfits Misfits, err error) {
 	if err != nil {
 		return misfits, err
 	}
+	a.peerAddresses = peerAddresses(d.Peers, d.Known)
+	if err := a.syncNodeAddresses(); err != nil {
+		return misfits, err
+	}
 	if err := a.syncDevices(d); err != nil {
 		return misfits, err
 	}
@@ -113,26 +128,12 @@ func (a *Accelerator) View() *View { return &View{a.opts.PinDir, a.namedMaps()} 
 // Close lets go of handles. Pinned programs and maps stay, and traffic flows.
 func (a *Accelerator) Close() error { return a.objects.Close() }
 
-// syncDevices writes the redirect targets. The kernel takes an entry out when
-// its device goes, so a device that came back is written again.
+// syncDevices writes the redirect targets that are no pods.
 func (a *Accelerator) syncDevices(d Desired) error {
-	for key, index := range map[weftDevice]int{
-		weftDeviceDEVICE_OVERLAY: d.Overlay,
-		weftDeviceDEVICE_UPLINK:  d.Uplink,
-	} {
-		var have uint32
-		err := a.objects.Devices.Lookup(uint32(key), &have)
-		if err == nil && int(have) == index {
-			continue
-		}
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("reading map devices: %w", err)
-		}
-		if err := a.objects.Devices.Put(uint32(key), uint32(index)); err != nil {
-			return fmt.Errorf("writing interface %d to map devices: %w", index, err)
-		}
-	}
-	return nil
+	return errors.Join(
+		a.syncDevice(uint32(weftDeviceDEVICE_OVERLAY), d.Overlay),
+		a.syncDevice(uint32(weftDeviceDEVICE_UPLINK), d.Uplink),
+	)
 }
 
 // Remove detaches all programs and deletes all pins under dir. It returns what

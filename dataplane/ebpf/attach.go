@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -14,10 +16,23 @@ import (
 
 // site is a place where a program sits.
 type site struct {
-	program string // as bpftool shows it, and the name of the pinned link
+	program string // as bpftool shows it
 	device  int    // interface index
 	ingress bool
 }
+
+// pin is the name of the pinned link.
+func (s site) pin() string {
+	if s.perPod() {
+		return fmt.Sprintf("%s-%d", s.program, s.device)
+	}
+	return s.program
+}
+
+// perPod tells the programs that sit on many devices.
+func (s site) perPod() bool { return strings.HasPrefix(s.program, podPrefix) }
+
+const podPrefix = "pod_"
 
 func (s site) String() string { return fmt.Sprintf("%s on interface %d", s.program, s.device) }
 
@@ -48,6 +63,14 @@ func sites(uplink, overlay int) []site {
 	}
 }
 
+// podSites lists where our programs sit on a pod's veth.
+func podSites(veth int) []site {
+	return []site{
+		{"pod_out", veth, false},
+		{"pod_in", veth, true},
+	}
+}
+
 // linksDir is where links are pinned, by program.
 func linksDir(pinDir string) string { return filepath.Join(pinDir, "links") }
 
@@ -57,6 +80,8 @@ func (a *Accelerator) program(name string) *ebpf.Program {
 		"overlay_in":  a.objects.OverlayIn,
 		"uplink_out":  a.objects.UplinkOut,
 		"overlay_out": a.objects.OverlayOut,
+		"pod_in":      a.objects.PodIn,
+		"pod_out":     a.objects.PodOut,
 	}[name]
 }
 
@@ -67,10 +92,17 @@ func (a *Accelerator) syncAttachments(d Desired) error {
 		return fmt.Errorf("making directory for links: %w", err)
 	}
 	for _, s := range sites(d.Uplink, d.Overlay) {
-		pin := filepath.Join(linksDir(a.opts.PinDir), s.program)
-		if _, err := a.attach(s, a.program(s.program), pin); err != nil {
-			return fmt.Errorf("attaching %v: %w", s, err)
+		if err := a.attachAt(s); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (a *Accelerator) attachAt(s site) error {
+	pin := filepath.Join(linksDir(a.opts.PinDir), s.pin())
+	if _, err := a.attach(s, a.program(s.program), pin); err != nil {
+		return fmt.Errorf("attaching %v: %w", s, err)
 	}
 	return nil
 }
@@ -163,18 +195,30 @@ func programID(prog *ebpf.Program) (ebpf.ProgramID, error) {
 // It needs no BPF capability: with its pin a link loses its last reference, and
 // the kernel detaches the program. It returns what it removed, in words.
 func Detach(dir string) (removed []string, err error) {
+	removed, err = detachPods(dir, func(int) bool { return true })
+	if err != nil {
+		return removed, err
+	}
 	order := sites(0, 0)
-	for i := range order {
-		s := order[len(order)-1-i]
-		err := os.Remove(filepath.Join(linksDir(dir), s.program))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
+	slices.Reverse(order)
+	for _, s := range order {
+		gone, err := unpin(dir, s)
 		if err != nil {
-			return removed, fmt.Errorf("unpinning link %s: %w", s.program, err)
+			return removed, err
 		}
-		removed = append(removed, "program "+s.program)
+		if gone {
+			removed = append(removed, "program "+s.program)
+		}
 	}
 	filters, err := removeOurFilters(func(site) bool { return true })
 	return append(removed, filters...), err
+}
+
+// unpin takes the program at s off its place, if it is held by a link.
+func unpin(dir string, s site) (gone bool, err error) {
+	err = os.Remove(filepath.Join(linksDir(dir), s.pin()))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("unpinning link %s: %w", s.pin(), err)
+	}
+	return err == nil, nil
 }

@@ -408,7 +408,7 @@ func TestRemoveTakesAllAwayAndAgainNothing(t *testing.T) {
 			a := h.open(t, 16)
 			a.attach = attach
 			h.sync(t, a)
-			if err := SetAccel(h.pins, false, nil); err != nil {
+			if err := SetAccel(h.pins, Base|Express, false, nil); err != nil {
 				t.Fatal(err)
 			}
 			a.Close()

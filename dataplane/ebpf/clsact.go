@@ -49,8 +49,8 @@ func clsact(device int) *netlink.Clsact {
 }
 
 // replaceFilter attaches prog as a clsact filter, in one step with the removal
-// of the one before it. A filter that runs prog already is left alone. One that
-// is left on another device is removed.
+// of the one before it. A filter that runs prog already is left alone. One of a
+// program that sits on one device, left on another, is removed.
 func replaceFilter(s site, prog *ebpf.Program) error {
 	id, err := programID(prog)
 	if err != nil {
@@ -64,6 +64,9 @@ func replaceFilter(s site, prog *ebpf.Program) error {
 	}
 	if err := netlink.FilterReplace(s.filter(prog.FD())); err != nil {
 		return fmt.Errorf("adding filter: %w", err)
+	}
+	if s.perPod() {
+		return nil
 	}
 	_, err = removeOurFilters(func(other site) bool { return other.program == s.program && other.device != s.device })
 	return err

@@ -5,10 +5,12 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // behind names what runs after our program at its place and would not see the
@@ -30,6 +32,58 @@ func behind(at attachment) ([]string, error) {
 			return nil, err
 		}
 		names = append(names, qdiscs...)
+	}
+	return names, nil
+}
+
+// Others names all that others have at the tc hooks of a device, before or behind
+// our programs, and its queueing disciplines.
+func (v *View) Others(device int) ([]string, error) {
+	ours := map[ebpf.ProgramID]bool{}
+	for _, s := range sites(v.device(weftDeviceDEVICE_UPLINK), v.device(weftDeviceDEVICE_OVERLAY)) {
+		if s.device != device {
+			continue
+		}
+		at, err := v.find(s)
+		if err != nil {
+			return nil, err
+		}
+		ours[at.id] = true
+	}
+	names, err := qdiscsAt(device)
+	if err != nil {
+		return nil, err
+	}
+	for _, ingress := range []bool{true, false} {
+		s := site{device: device, ingress: ingress}
+		programs, err := programsAt(s, ours)
+		if err != nil {
+			return nil, err
+		}
+		filters, err := filtersBehind(attachment{site: s})
+		if err != nil {
+			return nil, err
+		}
+		names = slices.Concat(names, programs, filters)
+	}
+	return names, nil
+}
+
+// programsAt names the tcx programs that are not ours. Before 6.6 there are
+// none: the kernel does not know the hook.
+func programsAt(s site, ours map[ebpf.ProgramID]bool) ([]string, error) {
+	chain, err := link.QueryPrograms(link.QueryOptions{Target: s.device, Attach: s.attachType()})
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing tcx programs: %w", err)
+	}
+	var names []string
+	for _, p := range chain.Programs {
+		if !ours[p.ID] {
+			names = append(names, "tcx program "+programName(p.ID))
+		}
 	}
 	return names, nil
 }

@@ -10,15 +10,31 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
-// load makes the objects: spec → adjust → take over pinned maps → load.
+// load makes the objects, with express if the kernel lets programs ask
+// conntrack, else without.
 func (a *Accelerator) load() error {
+	a.noExpress = MissingFunctions()
+	a.missed = a.noExpress != ""
+	if !a.missed {
+		err := a.loadWith(true)
+		if err == nil {
+			return nil
+		}
+		a.noExpress = fmt.Sprintf("the kernel refuses the programs with express (%v)", err)
+	}
+	return a.loadWith(false)
+}
+
+// loadWith makes the objects: spec → adjust → take over pinned maps → load.
+func (a *Accelerator) loadWith(express bool) error {
 	spec, err := loadWeft()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	if err := adjust(spec, a.opts); err != nil {
+	if err := adjust(spec, a.opts, express); err != nil {
 		return err
 	}
 	pinned, err := takeOver(spec, a.opts.PinDir)
@@ -26,14 +42,74 @@ func (a *Accelerator) load() error {
 		return err
 	}
 	defer closeAll(pinned)
-	if err := spec.LoadAndAssign(&a.objects, &ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
+	opts := ebpf.CollectionOptions{MapReplacements: pinned}
+	if opts.Programs.KernelTypes, err = kernelTypes(); err != nil {
+		return err
+	}
+	if err := spec.LoadAndAssign(&a.objects, &opts); err != nil {
 		return fmt.Errorf("loading programs: %w", err)
 	}
 	return nil
 }
 
+// kernelTypes is nil where the kernel tells its types, else it is empty: only
+// express needs to know them.
+func kernelTypes() (*btf.Spec, error) {
+	_, err := btf.LoadKernelSpec()
+	if err == nil {
+		return nil, nil
+	}
+	empty, err := btf.NewBuilder(nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making an empty BTF: %w", err)
+	}
+	return empty.Spec()
+}
+
+// conntrackFunctions are what express asks of the kernel.
+var conntrackFunctions = []string{"bpf_skb_ct_lookup", "bpf_ct_release", "bpf_ct_change_timeout"}
+
+// MissingFunctions says why the kernel can't be asked for conntrack entries, or
+// nothing. That changes when a module is loaded.
+func MissingFunctions() string {
+	cache := btf.NewCache()
+	for _, name := range conntrackFunctions {
+		if !hasFunction(cache, name) {
+			return fmt.Sprintf("the kernel has no function %s for BPF programs (Linux 6.0 and conntrack, loaded as a module or built in, with BTF)", name)
+		}
+	}
+	return ""
+}
+
+// hasFunction looks for a function in the kernel and its modules.
+func hasFunction(cache *btf.Cache, name string) bool {
+	var function *btf.Func
+	if kernel, err := cache.Kernel(); err == nil && kernel.TypeByName(name, &function) == nil {
+		return true
+	}
+	modules, err := cache.Modules()
+	if err != nil {
+		return false
+	}
+	for _, module := range modules {
+		if spec, err := cache.Module(module); err == nil && spec.TypeByName(name, &function) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// NoExpress says why the programs can't do express; empty when they can.
+func (a *Accelerator) NoExpress() string { return a.noExpress }
+
+// MissedFunctions tells that this is for what MissingFunctions said.
+func (a *Accelerator) MissedFunctions() bool { return a.missed }
+
 // adjust sets what is fixed for the life of the programs, and the map sizes.
-func adjust(spec *ebpf.CollectionSpec, opts Options) error {
+func adjust(spec *ebpf.CollectionSpec, opts Options, express bool) error {
+	if err := spec.Variables["express"].Set(express); err != nil {
+		return fmt.Errorf("setting express: %w", err)
+	}
 	if err := spec.Variables["vni"].Set(opts.VNI); err != nil {
 		return fmt.Errorf("setting the VNI: %w", err)
 	}
@@ -135,16 +211,22 @@ func samePin(path string, m *ebpf.Map) bool {
 // namedMaps are the maps by the name of their pin.
 func (a *Accelerator) namedMaps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
-		weftMapDevices:      a.objects.Devices,
-		weftMapNodes:        a.objects.Nodes,
-		weftMapPeerCounters: a.objects.PeerCounters,
-		weftMapPeerStates:   a.objects.PeerStates,
-		weftMapPeers:        a.objects.Peers,
-		weftMapReasons:      a.objects.Reasons,
-		weftMapRuntime:      a.objects.Runtime,
-		weftMapRxAggregates: a.objects.RxAggregates,
-		weftMapSuspects:     a.objects.Suspects,
-		weftMapSwitches:     a.objects.Switches,
-		weftMapTxAggregates: a.objects.TxAggregates,
+		weftMapDevices:       a.objects.Devices,
+		weftMapEndpoints:     a.objects.Endpoints,
+		weftMapHeartbeat:     a.objects.Heartbeat,
+		weftMapNewcomers:     a.objects.Newcomers,
+		weftMapNodes:         a.objects.Nodes,
+		weftMapNodeAddresses: a.objects.NodeAddresses,
+		weftMapPeerCounters:  a.objects.PeerCounters,
+		weftMapPeerStates:    a.objects.PeerStates,
+		weftMapPeers:         a.objects.Peers,
+		weftMapReasons:       a.objects.Reasons,
+		weftMapRoutes:        a.objects.Routes,
+		weftMapRuntime:       a.objects.Runtime,
+		weftMapRxAggregates:  a.objects.RxAggregates,
+		weftMapSuspects:      a.objects.Suspects,
+		weftMapSwitches:      a.objects.Switches,
+		weftMapTxAggregates:  a.objects.TxAggregates,
+		weftMapWitnesses:     a.objects.Witnesses,
 	}
 }

@@ -25,10 +25,10 @@ func ExampleMemory() {
 	}
 	// Output:
 	// peers    2 CPUs   16 CPUs  128 CPUs
-	//   100   2.9 MiB   3.0 MiB   4.1 MiB
-	//  1000   3.1 MiB   4.4 MiB  14.7 MiB
-	//  5120   4.0 MiB  10.6 MiB  63.1 MiB
-	// 20000   7.3 MiB  32.9 MiB  238.1 MiB
+	//   100  18.5 MiB  18.7 MiB  20.7 MiB
+	//  1000  18.7 MiB  20.1 MiB  31.3 MiB
+	//  5120  19.6 MiB  26.2 MiB  79.7 MiB
+	// 20000  22.9 MiB  48.6 MiB  254.7 MiB
 }
 
 func TestMemoryIsWhatTheKernelSays(t *testing.T) {

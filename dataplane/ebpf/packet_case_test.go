@@ -167,15 +167,32 @@ func (n *node) stampedTwin(name tcProgram, index int32) *ebpf.Program {
 // twin is a copy of a program with a change, on the same maps.
 func (n *node) twin(name tcProgram, change func(*ebpf.ProgramSpec)) *ebpf.Program {
 	n.tb.Helper()
+	return n.twinWith(name, n.accel.NoExpress() == "", change)
+}
+
+// twinWith is a twin with express, or without.
+func (n *node) twinWith(name tcProgram, express bool, change func(*ebpf.ProgramSpec)) *ebpf.Program {
+	n.tb.Helper()
 	spec, err := loadWeft()
 	if err != nil {
 		n.tb.Fatal(err)
 	}
-	if err := adjust(spec, n.accel.opts); err != nil {
+	if err := adjust(spec, n.accel.opts, express); err != nil {
 		n.tb.Fatal(err)
 	}
-	change(spec.Programs[string(name)])
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: n.accel.namedMaps()})
+	if change != nil {
+		change(spec.Programs[string(name)])
+	}
+	for other := range spec.Programs {
+		if other != string(name) {
+			delete(spec.Programs, other)
+		}
+	}
+	opts := ebpf.CollectionOptions{MapReplacements: n.accel.namedMaps()}
+	if opts.Programs.KernelTypes, err = kernelTypes(); err != nil {
+		n.tb.Fatal(err)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
 		n.tb.Fatal(err)
 	}

@@ -72,6 +72,7 @@ type node struct {
 	desired         Desired
 	runtime         weftInForce // as Sync wrote it
 	uplink, overlay uint32
+	*express        // nil: no pods on the node
 }
 
 func newNode(tb *testing.T) *node {
@@ -137,6 +138,9 @@ func (n *node) reset() {
 	for _, ip := range []string{blueIP, greenIP, farIP, sideIP} {
 		n.peerState(ip, func(s *weftPeerState) { *s = weftPeerState{RxProven: coarseNow(), TxProven: coarseNow()} })
 	}
+	if n.express != nil {
+		n.resetExpress()
+	}
 }
 
 // inForce changes what Sync wrote to the map runtime.
@@ -190,15 +194,6 @@ func (n *node) put(m *ebpf.Map, key, value any) {
 	n.MustDo(n.tb, func() error { return m.Put(key, value) })
 }
 
-// coarseNow is the clock that the programs read.
-func coarseNow() uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		panic(err)
-	}
-	return uint64(ts.Nano())
-}
-
 func ago(d time.Duration) uint64 { return coarseNow() - uint64(d) }
 
 // skBuff is struct __sk_buff of linux/bpf.h.
@@ -238,6 +233,8 @@ const (
 	uplinkOut  tcProgram = "uplink_out"
 	overlayIn  tcProgram = "overlay_in"
 	overlayOut tcProgram = "overlay_out"
+	podIn      tcProgram = "pod_in"
+	podOut     tcProgram = "pod_out"
 )
 
 // outcome is what became of a packet, and what was counted for it.
@@ -260,8 +257,11 @@ func (n *node) run(name tcProgram, data []byte, with ...func(*skBuff)) outcome {
 func (n *node) runProgram(prog *ebpf.Program, name tcProgram, data []byte, flags uint32, with ...func(*skBuff)) outcome {
 	n.tb.Helper()
 	in := skBuff{Ifindex: n.uplink}
-	if name == overlayIn || name == overlayOut {
+	switch name {
+	case overlayIn, overlayOut:
 		in.Ifindex = n.overlay
+	case podIn, podOut:
+		in.Ifindex = n.veth
 	}
 	for _, change := range with {
 		change(&in)

@@ -14,8 +14,8 @@ type Reason struct {
 var Reasons = [weftReasonREASON_COUNT]Reason{
 	weftReasonREASON_NONE: {"none", ""},
 
-	weftReasonREASON_SWITCHED_OFF:      {"switched_off", "acceleration is switched off on this node (weft accel on)"},
-	weftReasonREASON_PEER_SWITCHED_OFF: {"peer_switched_off", "acceleration is switched off for this peer (weft accel on --peer)"},
+	weftReasonREASON_SWITCHED_OFF:      {"switched_off", "acceleration is switched off on this node (weft accel on [base])"},
+	weftReasonREASON_PEER_SWITCHED_OFF: {"peer_switched_off", "acceleration is switched off for this peer (weft accel on [base] --peer)"},
 	weftReasonREASON_HELD:              {"held", "the agent holds acceleration back; weft status says why"},
 	weftReasonREASON_PEER_NO_ROOM:      {"peer_no_room", "the accelerator has no room for this peer (agent flag --max-peers), or its kernel entries are not complete yet"},
 	weftReasonREASON_AGGREGATE:         {"aggregate", "a GSO or GRO aggregate, which the kernel splits and merges better"},
@@ -52,4 +52,25 @@ var Reasons = [weftReasonREASON_COUNT]Reason{
 	weftReasonREASON_SOURCE_UNKNOWN_PEER:   {"source_unknown_peer", "source check: the outer source is not a peer"},
 	weftReasonREASON_SOURCE_NOT_ITS_PREFIX: {"source_not_its_prefix", "source check: the inner source is not in the pod prefixes or addresses of the peer that sent it"},
 	weftReasonREASON_SOURCE_UNSEEN:         {"source_unseen", "source check: came to the overlay device without having passed the check on the uplink (another interface, outer fragments or options, another destination)"},
+
+	weftReasonREASON_POD_VXLAN_INJECTION: {"pod_vxlan_injection", "a pod sent to the VXLAN port of a node, where it could pass for a peer"},
+	weftReasonREASON_POD_SENDER:          {"pod_sender", "not express: the sender is not the pod that has the source address, but one that routes for it"},
+
+	weftReasonREASON_AGENT_SILENT:       {"agent_silent", "not express: no agent follows the host's rules any more"},
+	weftReasonREASON_FLOW_PROTOCOL:      {"flow_protocol", "not express: neither TCP nor UDP"},
+	weftReasonREASON_FLOW_OPTIONS:       {"flow_options", "not express: the packet has IP options"},
+	weftReasonREASON_FLOW_FRAGMENT:      {"flow_fragment", "not express: a fragment"},
+	weftReasonREASON_FLOW_TTL:           {"flow_ttl", "not express: the TTL ends here, and the kernel tells the sender"},
+	weftReasonREASON_FLOW_MALFORMED:     {"flow_malformed", "not express: a checksum or length that no receiver would accept"},
+	weftReasonREASON_FLOW_CONTROL:       {"flow_control", "not express: TCP SYN, FIN or RST, which conntrack has to see"},
+	weftReasonREASON_FLOW_UNWITNESSED:   {"flow_unwitnessed", "not express yet: no packet of the flow was seen to come through the host's rules"},
+	weftReasonREASON_FLOW_UNTRACKED:     {"flow_untracked", "not express: conntrack does not know the flow"},
+	weftReasonREASON_FLOW_UNESTABLISHED: {"flow_unestablished", "not express: conntrack does not call the flow established (UDP: for two seconds, in both directions)"},
+	weftReasonREASON_FLOW_SPECIAL:       {"flow_special", "not express: the flow needs the host's stack (a conntrack helper, zone, timeout policy or offload, IPVS, or NAT of UDP without checksum)"},
+	weftReasonREASON_FLOW_MANGLED:       {"flow_mangled", "not express: the host's rules change the TTL or DSCP of the flow"},
+	weftReasonREASON_WITNESS_STALE:      {"witness_stale", "not express: the host's rules or routes may have changed since the flow was last seen to come through them, or it was too long ago"},
+	weftReasonREASON_WITNESS_RENEWAL:    {"witness_renewal", "not express: sent through the host's stack to see that its rules still let the flow through"},
+	weftReasonREASON_POD_UNKNOWN:        {"pod_unknown", "not express: the destination is no pod of this node, or one that is left alone; weft status counts those"},
+	weftReasonREASON_POD_MTU:            {"pod_mtu", "not express: too long for the pod's device or the overlay; the kernel tells the sender or fragments it"},
+	weftReasonREASON_REWRITE_FAILED:     {"rewrite_failed", "the kernel had no memory to finish a packet"},
 }

@@ -3,6 +3,7 @@
 package ebpf
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,13 +111,15 @@ var provokedElsewhere = map[weftReason]func(*testing.T){
 	weftReasonREASON_SOURCE_UNSEEN:      TestArrivalsOnTheOverlayDevice,
 	weftReasonREASON_ENCAP_REFUSED:      TestTunnelWithinAPod,
 	weftReasonREASON_OUTER_VLAN:         TestVLANTaggedPacketOnTheUplink,
-	// The kernel refuses to shrink a packet only when it is out of memory.
-	weftReasonREASON_STRIP_REFUSED: TestRefusedRoomLeavesThePacketUntouched,
+	weftReasonREASON_FLOW_MANGLED:       TestWhatIsNotWitnessed,
+	// The kernel refuses these only when it is out of memory.
+	weftReasonREASON_REWRITE_FAILED: TestRewriteThatFails,
+	weftReasonREASON_STRIP_REFUSED:  TestRefusedRoomLeavesThePacketUntouched,
 }
 
 func TestEveryReasonIsProvoked(t *testing.T) {
 	provoked := map[weftReason]bool{weftReasonREASON_NONE: true}
-	for _, c := range append(outCases(), inCases()...) {
+	for _, c := range slices.Concat(outCases(), inCases(), expressOutCases(), expressInCases(), injectionCases()) {
 		provoked[c.reason] = true
 	}
 	for reason := range provokedElsewhere {

@@ -7,9 +7,13 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // SourceChecks are the values of the source check, by enum source_check.
@@ -29,6 +33,8 @@ func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
 	want := weftInForce{
 		Local:       toBE32(d.Local),
 		Uplink:      uint32(d.Uplink),
+		Overlay:     uint32(d.Overlay),
+		OverlayMtu:  uint32(d.OverlayMTU),
 		Mac:         d.MAC,
 		SourceCheck: sourceCheck(d.SourceCheck),
 		Held:        boolean(d.Held),
@@ -39,8 +45,7 @@ func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
 		Nonce:       cmp.Or(have.Nonce, random()|1),
 	}
 	want.PrefixLengths = uint8(copy(want.PrefixBits[:], lengths))
-	want.Ttl = uint8(sysctl("net/ipv4/ip_default_ttl", 64))
-	want.PortMin, want.PortMax = localPortRange()
+	want.readSettings()
 	if want == have {
 		return nil
 	}
@@ -48,6 +53,49 @@ func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
 		return fmt.Errorf("writing map runtime: %w", err)
 	}
 	return nil
+}
+
+// SettingsChanged tells whether a sysctl that the programs go by is no longer
+// what it was when Sync read it. Sysctls send no event.
+func (a *Accelerator) SettingsChanged() bool {
+	var have weftInForce
+	if err := a.objects.Runtime.Lookup(uint32(0), &have); err != nil {
+		return false
+	}
+	now := have
+	now.readSettings()
+	return now != have
+}
+
+func (f *weftInForce) readSettings() {
+	f.Ttl = uint8(sysctl("net/ipv4/ip_default_ttl", 64))
+	f.PortMin, f.PortMax = localPortRange()
+	f.TcpEstablished = timeout("tcp_timeout_established", 432000)
+	f.TcpUnacknowledged = timeout("tcp_timeout_unacknowledged", 300)
+	f.UdpStream = timeout("udp_timeout_stream", 120)
+}
+
+// timeout reads one of conntrack's timeouts. A timer that express keeps may be
+// off by a second, or a quarter of a short one.
+func timeout(name string, otherwise int) weftTimeout {
+	// The kernel takes milliseconds, of 31 bits: what is looked for must be what
+	// can be written.
+	seconds := min(sysctl("net/netfilter/nf_conntrack_"+name, otherwise), math.MaxInt32/1000)
+	jiffies := seconds * hz()
+	return weftTimeout{
+		Ms:      uint32(seconds * 1000),
+		Jiffies: uint32(jiffies),
+		Slack:   uint32(min(jiffies/4, hz())),
+	}
+}
+
+// hz is the kernel's ticks per second: the coarse clock moves once a tick.
+func hz() int {
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil || tick.Nano() == 0 {
+		return 250
+	}
+	return int(time.Second / time.Duration(tick.Nano()))
 }
 
 func sourceCheck(name string) uint32 {

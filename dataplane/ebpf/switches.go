@@ -3,6 +3,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -74,11 +75,16 @@ func carryPeerSwitch(states *ebpf.Map, slot, off uint32) error {
 	return nil
 }
 
-// SetAccel switches acceleration on or off: for the nodes with these public
-// IPs, or for the whole node when there are none. It is effective on the next
-// packet and kept in the pins, so it outlives the agent. A node need not be a
-// peer yet.
-func SetAccel(dir string, on bool, peers []netip.Addr) error {
+// The paths that can be switched off, as bits of what SetAccel is given.
+const (
+	Base    = uint32(weftOffOFF_BASE)
+	Express = uint32(weftOffOFF_EXPRESS)
+)
+
+// SetAccel switches the paths on or off: for the nodes with these public IPs, or
+// for the whole node when there are none. It is effective on the next packet and
+// kept in the pins, so it outlives the agent. A node need not be a peer yet.
+func SetAccel(dir string, paths uint32, on bool, peers []netip.Addr) error {
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
@@ -97,18 +103,27 @@ func SetAccel(dir string, on bool, peers []netip.Addr) error {
 		peers = []netip.Addr{wholeNode}
 	}
 	for _, peer := range peers {
-		if err := setSwitch(m[weftMapSwitches], peer, on); err != nil {
+		if err := setSwitch(m[weftMapSwitches], peer, paths, on); err != nil {
 			return err
 		}
 	}
 	return carrySwitches(m[weftMapSwitches], m[weftMapRuntime], m[weftMapNodes], m[weftMapPeerStates])
 }
 
-func setSwitch(switches *ebpf.Map, peer netip.Addr, on bool) error {
+func setSwitch(switches *ebpf.Map, peer netip.Addr, paths uint32, on bool) error {
+	var off uint32
+	if err := switches.Lookup(toBE32(peer), &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("reading the switch of %v: %w", peer, err)
+	}
 	if on {
+		off &^= paths
+	} else {
+		off |= paths
+	}
+	if off == 0 {
 		return remove(switches, []uint32{toBE32(peer)})
 	}
-	if err := switches.Put(toBE32(peer), uint32(weftOffOFF_BASE)); err != nil {
+	if err := switches.Put(toBE32(peer), off); err != nil {
 		return fmt.Errorf("switching off %v: %w", peer, err)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -63,7 +64,8 @@ func (v *View) Close() { closeAll(v.maps) }
 type Runtime struct {
 	Local           netip.Addr
 	MAC             state.MAC
-	On, Held        bool
+	On, Express     bool // the switches
+	Held            bool
 	SourceCheck     string
 	Uplink, Overlay int // interface indexes; 0 when the device is gone
 }
@@ -75,10 +77,11 @@ func (v *View) Runtime() (Runtime, error) {
 		return Runtime{}, fmt.Errorf("reading map runtime: %w", err)
 	}
 	r := Runtime{
-		Local: fromBE32(now.Local),
-		MAC:   now.Mac,
-		On:    now.Off&uint32(weftOffOFF_BASE) == 0,
-		Held:  now.Held != 0,
+		Local:   fromBE32(now.Local),
+		MAC:     now.Mac,
+		On:      now.Off&Base == 0,
+		Express: now.Off&Express == 0,
+		Held:    now.Held != 0,
 	}
 	if int(now.SourceCheck) < len(SourceChecks) {
 		r.SourceCheck = SourceChecks[now.SourceCheck]
@@ -96,15 +99,44 @@ func (v *View) device(key weftDevice) int {
 	return int(index)
 }
 
+// PulseView is what the agent has last told the programs.
+type PulseView struct {
+	Pulse
+	// Age is how long ago; negative when there was none.
+	Age time.Duration
+}
+
+// Pulse reads the agent's last sign of life.
+func (v *View) Pulse() (PulseView, error) {
+	var have weftPulse
+	if err := v.maps[weftMapHeartbeat].Lookup(uint32(0), &have); err != nil {
+		return PulseView{}, fmt.Errorf("reading map heartbeat: %w", err)
+	}
+	p := PulseView{Pulse: Pulse{Epoch: have.Epoch, Held: have.Held != 0}, Age: -1}
+	if have.Beat != 0 {
+		p.Age = time.Duration(coarseNow() - have.Beat)
+	}
+	return p, nil
+}
+
+// Pods reads how many addresses of pods on this node are served.
+func (v *View) Pods() (int, error) {
+	n, err := countEntries(v.maps[weftMapEndpoints])
+	if err != nil {
+		return 0, fmt.Errorf("reading map endpoints: %w", err)
+	}
+	return n, nil
+}
+
 // Peer is a peer node as the programs know it.
 type Peer struct {
 	PublicIP netip.Addr
 	Prefixes []netip.Prefix
 	MAC      state.MAC
 	// Carried is false for a peer that only the source check knows.
-	Carried bool
-	On      bool
-	Paths   [weftPacketPathPATH_COUNT]PathCounters
+	Carried     bool
+	On, Express bool // the switches
+	Paths       [weftPacketPathPATH_COUNT]PathCounters
 }
 
 // PathCounters count inner packets and IP bytes over one path.
@@ -147,7 +179,11 @@ func (v *View) Peers() ([]Peer, error) {
 
 func (v *View) peer(value weftPeer) (*Peer, error) {
 	if value.Slot == noSlot {
-		return &Peer{PublicIP: fromBE32(value.Remote), MAC: value.Mac, On: true}, nil
+		var off uint32 // kept for when it gets a slot
+		if err := v.maps[weftMapSwitches].Lookup(value.Remote, &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, fmt.Errorf("reading map switches: %w", err)
+		}
+		return &Peer{PublicIP: fromBE32(value.Remote), MAC: value.Mac, On: off&Base == 0, Express: off&Express == 0}, nil
 	}
 	var (
 		status weftPeerState
@@ -163,7 +199,8 @@ func (v *View) peer(value weftPeer) (*Peer, error) {
 		PublicIP: fromBE32(value.Remote),
 		MAC:      value.Mac,
 		Carried:  true,
-		On:       status.Off&uint32(weftOffOFF_BASE) == 0,
+		On:       status.Off&Base == 0,
+		Express:  status.Off&Express == 0,
 	}
 	for _, cpu := range perCPU {
 		for i, c := range cpu.Path {

@@ -31,24 +31,52 @@ const (
 	weftDeviceDEVICE_UPLINK  weftDevice = 1
 )
 
+type weftEndpoint struct {
+	_       structs.HostLayout
+	Veth    uint32
+	Mtu     uint32
+	Mac     [6]uint8
+	Gateway [6]uint8
+}
+
+type weftFlow struct {
+	_        structs.HostLayout
+	Saddr    uint32
+	Daddr    uint32
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Pad      [3]uint8
+}
+
 type weftInForce struct {
-	_             structs.HostLayout
-	Local         uint32
-	Uplink        uint32
-	Mac           [6]uint8
-	Ttl           uint8
-	PrefixLengths uint8
-	PrefixBits    [8]uint8
-	PortMin       uint16
-	PortMax       uint16
-	Off           uint32
-	Held          uint32
-	SourceCheck   uint32
-	Mtu           uint32
-	ByMark        uint32
-	Stamp         uint32
-	_             [4]byte
-	Nonce         uint64
+	_                 structs.HostLayout
+	Local             uint32
+	Uplink            uint32
+	Overlay           uint32
+	OverlayMtu        uint32
+	Mac               [6]uint8
+	Ttl               uint8
+	PrefixLengths     uint8
+	PrefixBits        [8]uint8
+	PortMin           uint16
+	PortMax           uint16
+	Off               uint32
+	Held              uint32
+	SourceCheck       uint32
+	Mtu               uint32
+	ByMark            uint32
+	TcpEstablished    weftTimeout
+	TcpUnacknowledged weftTimeout
+	UdpStream         weftTimeout
+	Stamp             uint32
+	Nonce             uint64
+}
+
+type weftNewcomer struct {
+	_       structs.HostLayout
+	Hash    uint32
+	Packets uint32
 }
 
 type weftNode struct {
@@ -60,7 +88,8 @@ type weftNode struct {
 type weftOff uint32
 
 const (
-	weftOffOFF_BASE weftOff = 1
+	weftOffOFF_BASE    weftOff = 1
+	weftOffOFF_EXPRESS weftOff = 2
 )
 
 type weftPacketPath uint32
@@ -94,6 +123,13 @@ type weftPrefix struct {
 	_    structs.HostLayout
 	Bits uint32
 	Addr uint32
+}
+
+type weftPulse struct {
+	_     structs.HostLayout
+	Beat  uint64
+	Epoch uint32
+	Held  uint32
 }
 
 type weftReason uint32
@@ -136,13 +172,43 @@ const (
 	weftReasonREASON_SOURCE_UNKNOWN_PEER   weftReason = 34
 	weftReasonREASON_SOURCE_NOT_ITS_PREFIX weftReason = 35
 	weftReasonREASON_SOURCE_UNSEEN         weftReason = 36
-	weftReasonREASON_COUNT                 weftReason = 37
+	weftReasonREASON_POD_VXLAN_INJECTION   weftReason = 37
+	weftReasonREASON_POD_SENDER            weftReason = 38
+	weftReasonREASON_AGENT_SILENT          weftReason = 39
+	weftReasonREASON_FLOW_PROTOCOL         weftReason = 40
+	weftReasonREASON_FLOW_OPTIONS          weftReason = 41
+	weftReasonREASON_FLOW_FRAGMENT         weftReason = 42
+	weftReasonREASON_FLOW_TTL              weftReason = 43
+	weftReasonREASON_FLOW_MALFORMED        weftReason = 44
+	weftReasonREASON_FLOW_CONTROL          weftReason = 45
+	weftReasonREASON_FLOW_UNWITNESSED      weftReason = 46
+	weftReasonREASON_FLOW_UNTRACKED        weftReason = 47
+	weftReasonREASON_FLOW_UNESTABLISHED    weftReason = 48
+	weftReasonREASON_FLOW_SPECIAL          weftReason = 49
+	weftReasonREASON_FLOW_MANGLED          weftReason = 50
+	weftReasonREASON_WITNESS_STALE         weftReason = 51
+	weftReasonREASON_WITNESS_RENEWAL       weftReason = 52
+	weftReasonREASON_POD_UNKNOWN           weftReason = 53
+	weftReasonREASON_POD_MTU               weftReason = 54
+	weftReasonREASON_REWRITE_FAILED        weftReason = 55
+	weftReasonREASON_COUNT                 weftReason = 56
 )
 
 type weftReasonCounters struct {
 	_       structs.HostLayout
 	Passed  uint64
 	Dropped uint64
+}
+
+type weftRoute struct {
+	_      structs.HostLayout
+	Asked  uint64
+	Hash   uint32
+	Remote uint32
+	Mark   uint32
+	Hop    uint32
+	Mtu    uint32
+	Pad    uint32
 }
 
 type weftSourceCheck uint32
@@ -160,25 +226,55 @@ type weftSuspect struct {
 	Reason uint32
 }
 
+type weftTimeout struct {
+	_       structs.HostLayout
+	Ms      uint32
+	Jiffies uint32
+	Slack   uint32
+}
+
+type weftWitness struct {
+	_        structs.HostLayout
+	Seen     uint64
+	Renewal  uint64
+	Tracked  uint64
+	As       weftFlow
+	Epoch    uint32
+	Device   uint32
+	Mark     uint32
+	Priority uint32
+	Hash     uint32
+	Pad      uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	weftMapDevices           = "devices"
+	weftMapEndpoints         = "endpoints"
+	weftMapHeartbeat         = "heartbeat"
+	weftMapNewcomers         = "newcomers"
+	weftMapNodeAddresses     = "node_addresses"
 	weftMapNodes             = "nodes"
 	weftMapPeerCounters      = "peer_counters"
 	weftMapPeerStates        = "peer_states"
 	weftMapPeers             = "peers"
 	weftMapReasons           = "reasons"
+	weftMapRoutes            = "routes"
 	weftMapRuntime           = "runtime"
 	weftMapRxAggregates      = "rx_aggregates"
 	weftMapSuspects          = "suspects"
 	weftMapSwitches          = "switches"
 	weftMapTxAggregates      = "tx_aggregates"
+	weftMapWitnesses         = "witnesses"
 	weftProgOverlayIn        = "overlay_in"
 	weftProgOverlayOut       = "overlay_out"
+	weftProgPodIn            = "pod_in"
+	weftProgPodOut           = "pod_out"
 	weftProgUplinkIn         = "uplink_in"
 	weftProgUplinkOut        = "uplink_out"
+	weftVarExpress           = "express"
 	weftVarPort              = "port"
 	weftVarUnusedDevice      = "unused_device"
 	weftVarUnusedOff         = "unused_off"
@@ -232,6 +328,8 @@ type weftSpecs struct {
 type weftProgramSpecs struct {
 	OverlayIn  *ebpf.ProgramSpec `ebpf:"overlay_in"`
 	OverlayOut *ebpf.ProgramSpec `ebpf:"overlay_out"`
+	PodIn      *ebpf.ProgramSpec `ebpf:"pod_in"`
+	PodOut     *ebpf.ProgramSpec `ebpf:"pod_out"`
 	UplinkIn   *ebpf.ProgramSpec `ebpf:"uplink_in"`
 	UplinkOut  *ebpf.ProgramSpec `ebpf:"uplink_out"`
 }
@@ -240,23 +338,30 @@ type weftProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftMapSpecs struct {
-	Devices      *ebpf.MapSpec `ebpf:"devices"`
-	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
-	PeerCounters *ebpf.MapSpec `ebpf:"peer_counters"`
-	PeerStates   *ebpf.MapSpec `ebpf:"peer_states"`
-	Peers        *ebpf.MapSpec `ebpf:"peers"`
-	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
-	Runtime      *ebpf.MapSpec `ebpf:"runtime"`
-	RxAggregates *ebpf.MapSpec `ebpf:"rx_aggregates"`
-	Suspects     *ebpf.MapSpec `ebpf:"suspects"`
-	Switches     *ebpf.MapSpec `ebpf:"switches"`
-	TxAggregates *ebpf.MapSpec `ebpf:"tx_aggregates"`
+	Devices       *ebpf.MapSpec `ebpf:"devices"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Heartbeat     *ebpf.MapSpec `ebpf:"heartbeat"`
+	Newcomers     *ebpf.MapSpec `ebpf:"newcomers"`
+	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
+	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
+	PeerCounters  *ebpf.MapSpec `ebpf:"peer_counters"`
+	PeerStates    *ebpf.MapSpec `ebpf:"peer_states"`
+	Peers         *ebpf.MapSpec `ebpf:"peers"`
+	Reasons       *ebpf.MapSpec `ebpf:"reasons"`
+	Routes        *ebpf.MapSpec `ebpf:"routes"`
+	Runtime       *ebpf.MapSpec `ebpf:"runtime"`
+	RxAggregates  *ebpf.MapSpec `ebpf:"rx_aggregates"`
+	Suspects      *ebpf.MapSpec `ebpf:"suspects"`
+	Switches      *ebpf.MapSpec `ebpf:"switches"`
+	TxAggregates  *ebpf.MapSpec `ebpf:"tx_aggregates"`
+	Witnesses     *ebpf.MapSpec `ebpf:"witnesses"`
 }
 
 // weftVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftVariableSpecs struct {
+	Express           *ebpf.VariableSpec `ebpf:"express"`
 	Port              *ebpf.VariableSpec `ebpf:"port"`
 	UnusedDevice      *ebpf.VariableSpec `ebpf:"unused_device"`
 	UnusedOff         *ebpf.VariableSpec `ebpf:"unused_off"`
@@ -286,32 +391,44 @@ func (o *weftObjects) Close() error {
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftMaps struct {
-	Devices      *ebpf.Map `ebpf:"devices"`
-	Nodes        *ebpf.Map `ebpf:"nodes"`
-	PeerCounters *ebpf.Map `ebpf:"peer_counters"`
-	PeerStates   *ebpf.Map `ebpf:"peer_states"`
-	Peers        *ebpf.Map `ebpf:"peers"`
-	Reasons      *ebpf.Map `ebpf:"reasons"`
-	Runtime      *ebpf.Map `ebpf:"runtime"`
-	RxAggregates *ebpf.Map `ebpf:"rx_aggregates"`
-	Suspects     *ebpf.Map `ebpf:"suspects"`
-	Switches     *ebpf.Map `ebpf:"switches"`
-	TxAggregates *ebpf.Map `ebpf:"tx_aggregates"`
+	Devices       *ebpf.Map `ebpf:"devices"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
+	Newcomers     *ebpf.Map `ebpf:"newcomers"`
+	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
+	Nodes         *ebpf.Map `ebpf:"nodes"`
+	PeerCounters  *ebpf.Map `ebpf:"peer_counters"`
+	PeerStates    *ebpf.Map `ebpf:"peer_states"`
+	Peers         *ebpf.Map `ebpf:"peers"`
+	Reasons       *ebpf.Map `ebpf:"reasons"`
+	Routes        *ebpf.Map `ebpf:"routes"`
+	Runtime       *ebpf.Map `ebpf:"runtime"`
+	RxAggregates  *ebpf.Map `ebpf:"rx_aggregates"`
+	Suspects      *ebpf.Map `ebpf:"suspects"`
+	Switches      *ebpf.Map `ebpf:"switches"`
+	TxAggregates  *ebpf.Map `ebpf:"tx_aggregates"`
+	Witnesses     *ebpf.Map `ebpf:"witnesses"`
 }
 
 func (m *weftMaps) Close() error {
 	return _WeftClose(
 		m.Devices,
+		m.Endpoints,
+		m.Heartbeat,
+		m.Newcomers,
+		m.NodeAddresses,
 		m.Nodes,
 		m.PeerCounters,
 		m.PeerStates,
 		m.Peers,
 		m.Reasons,
+		m.Routes,
 		m.Runtime,
 		m.RxAggregates,
 		m.Suspects,
 		m.Switches,
 		m.TxAggregates,
+		m.Witnesses,
 	)
 }
 
@@ -319,6 +436,7 @@ func (m *weftMaps) Close() error {
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftVariables struct {
+	Express           *ebpf.Variable `ebpf:"express"`
 	Port              *ebpf.Variable `ebpf:"port"`
 	UnusedDevice      *ebpf.Variable `ebpf:"unused_device"`
 	UnusedOff         *ebpf.Variable `ebpf:"unused_off"`
@@ -334,6 +452,8 @@ type weftVariables struct {
 type weftPrograms struct {
 	OverlayIn  *ebpf.Program `ebpf:"overlay_in"`
 	OverlayOut *ebpf.Program `ebpf:"overlay_out"`
+	PodIn      *ebpf.Program `ebpf:"pod_in"`
+	PodOut     *ebpf.Program `ebpf:"pod_out"`
 	UplinkIn   *ebpf.Program `ebpf:"uplink_in"`
 	UplinkOut  *ebpf.Program `ebpf:"uplink_out"`
 }
@@ -342,6 +462,8 @@ func (p *weftPrograms) Close() error {
 	return _WeftClose(
 		p.OverlayIn,
 		p.OverlayOut,
+		p.PodIn,
+		p.PodOut,
 		p.UplinkIn,
 		p.UplinkOut,
 	)

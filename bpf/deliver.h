@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "express.h"
+#include "rewrite.h"
+
+/* Handing an inner packet to its pod: what both programs do that deliver. */
+
+/* A packet that may go straight to its pod. */
+struct delivery {
+	struct segment segment;
+	struct flow as;       /* after NAT */
+	struct endpoint *pod; /* NULL: it may not */
+	__u32 veth;
+};
+
+/* The longest packet that an skb becomes when it is split. */
+static __always_inline __u32 longest(struct __sk_buff *skb, const struct iphdr *ip,
+				     const struct segment *segment)
+{
+	return skb->gso_size ? skb->gso_size + segment->headers : bpf_ntohs(ip->tot_len);
+}
+
+/* offset is where the inner IP packet starts. */
+static __always_inline enum reason may_deliver(struct __sk_buff *skb, const struct in_force *rt,
+					       const struct peer_state *state,
+					       const struct iphdr *ip, __u32 offset,
+					       const struct transport *t, struct delivery *d,
+					       __u64 now)
+{
+	struct pulse *pulse = pulse_now();
+	struct endpoint *pod;
+	struct witness *w;
+	enum reason reason;
+
+	if ((reason = express_on(rt, state, pulse, now)))
+		return reason;
+	reason = parse_segment(skb, offset, ip, t, &d->segment);
+	if (reason == REASON_FLOW_CONTROL)
+		forget_tracked(&d->segment.flow);
+	if (reason)
+		return reason;
+	if (!(w = bpf_map_lookup_elem(&witnesses, &d->segment.flow)))
+		return REASON_FLOW_UNWITNESSED;
+	d->as = w->as;
+	if (!(pod = find_endpoint(d->as.daddr)))
+		return REASON_POD_UNKNOWN;
+	if (!(d->veth = find_device(pod->veth)))
+		return REASON_DEVICE_MISSING;
+	if (longest(skb, ip, &d->segment) > pod->mtu)
+		return REASON_POD_MTU;
+	if ((reason = still_witnessed(w, pulse, pod->veth, now)) ||
+	    (reason = still_tracked(skb, rt, &d->segment, w, &d->as, now)))
+		return reason;
+	d->pod = pod;
+	return REASON_NONE;
+}
+
+/* Makes of the frame, which is all there is of the packet now, what the host
+ * would hand to the pod. */
+static __always_inline long address_to_pod(struct __sk_buff *skb, struct frame frame, __u8 tos,
+					   const struct delivery *d)
+{
+	__builtin_memcpy(frame.eth.h_dest, d->pod->mac, ETH_ALEN);
+	__builtin_memcpy(frame.eth.h_source, d->pod->gateway, ETH_ALEN);
+	frame.ip.tos = tos;
+	return rewrite(skb, 0, &frame, &d->segment.flow, &d->as);
+}
+
+/* What is the host's own does not go along, as on the way through a veth. */
+static __always_inline int hand_over(struct __sk_buff *skb, const struct delivery *d)
+{
+	skb->mark = 0;
+	barrier();
+	skb->priority = 0;
+	barrier();
+	skb->tc_index = 0;
+	return bpf_redirect_peer(d->veth, 0);
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "depart.h"
+#include "express.h"
+#include "rewrite.h"
+
+/* tc ingress of a pod's veth, on the host's side: what a pod sends, in front of
+ * bridge, netfilter and routing. What pods inject into the overlay network is
+ * dropped, and packets of established flows to pods of peers go straight out of
+ * the uplink. */
+
+/* Does a packet go to the VXLAN port of a node? VXLAN knows no authentication,
+ * so a node's kernel would take it for a peer's. What comes with a translated
+ * destination, or as a later fragment, is left to the firewall. */
+static __always_inline bool to_vxlan_port(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	__be16 dest;
+
+	if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &dest, sizeof(dest)))
+		return false;
+	return dest == bpf_htons(port) && bpf_map_lookup_elem(&node_addresses, &ip->daddr);
+}
+
+/* Somebody else's source port may be 8472 after NAT: then it is an answer. */
+static __always_inline bool is_answer(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	struct flow flow = {
+		.saddr = ip->saddr,
+		.daddr = ip->daddr,
+		.protocol = ip->protocol,
+	};
+	struct nf_conn *ct;
+	__u8 dir;
+
+	if (!express || ip->frag_off & bpf_htons(IP_MF))
+		return false;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4, &flow.sport, sizeof(__be32)))
+		return false;
+	if (!(ct = find_tracked(skb, &flow, &dir)))
+		return false;
+	bpf_ct_release(ct);
+	return dir != IP_CT_DIR_ORIGINAL;
+}
+
+/* Else a pod that routes for others would be bypassed. */
+static __always_inline bool sent_by_owner(struct __sk_buff *skb, const struct frame *frame)
+{
+	struct endpoint *pod = find_endpoint(frame->ip.saddr);
+
+	return pod && pod->veth == skb->ifindex && same_mac(frame->eth.h_source, pod->mac) &&
+	       same_mac(frame->eth.h_dest, pod->gateway);
+}
+
+static __always_inline enum reason may_depart(struct __sk_buff *skb, const struct in_force *rt,
+					      struct departure *d, const struct segment *segment,
+					      struct witness *w, __u64 now)
+{
+	struct pulse *pulse = pulse_now();
+	struct peer *peer = find_peer(rt, w->as.daddr);
+	enum reason reason;
+
+	if (!peer || !(d->state = find_state(peer->slot)))
+		return REASON_PEER_NO_ROOM;
+	d->peer = peer;
+	if ((reason = switched_on(rt, d->state, OFF_BASE | OFF_EXPRESS)) ||
+	    (reason = express_on(rt, d->state, pulse, now)))
+		return reason;
+	if (skb->gso_size)
+		return REASON_AGGREGATE;
+	if ((reason = no_aggregate(skb, &tx_aggregates, w->hash, now)))
+		return reason;
+	/* The stack gets it; overlay_out then leaves it to the kernel. */
+	if (since(d->state->tx_proven, now) > PROOF_LIFE || !d->state->tx_proven)
+		return REASON_HOST_UNPROVEN;
+	if (renewal_due(d->state->tx_proven, d->state->tx_renewal, now))
+		return REASON_HOST_RENEWAL;
+	if (!sent_by_owner(skb, &d->frame))
+		return REASON_POD_SENDER;
+	if (bpf_ntohs(d->frame.ip.tot_len) > rt->overlay_mtu)
+		return REASON_POD_MTU;
+	if ((reason = still_witnessed(w, pulse, rt->overlay, now)))
+		return reason;
+	return still_tracked(skb, rt, segment, w, &w->as, now);
+}
+
+static __always_inline enum reason depart(struct __sk_buff *skb, const struct in_force *rt,
+					  struct departure *d, const struct segment *segment,
+					  struct witness *w)
+{
+	struct frame *frame = &d->frame;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow as = w->as;
+	__u32 mark = w->mark, priority = w->priority;
+	enum reason reason;
+
+	if ((reason = may_depart(skb, rt, d, segment, w, now)))
+		return reason;
+	__builtin_memcpy(frame->eth.h_dest, d->peer->mac, ETH_ALEN);
+	__builtin_memcpy(frame->eth.h_source, rt->mac, ETH_ALEN);
+	build_encap(&d->encap, rt, d, w->hash, skb->len - ETH_HLEN);
+	if ((reason = find_next_hop(skb, rt, d, w->hash, mark, now)) ||
+	    (reason = encapsulate(skb, &d->encap)))
+		return reason;
+	if (rewrite(skb, OUTER_LEN, frame, &segment->flow, &as))
+		return REASON_REWRITE_FAILED;
+	skb->mark = mark;
+	barrier();
+	skb->priority = priority;
+	return REASON_NONE;
+}
+
+SEC("tc")
+int pod_in(struct __sk_buff *skb)
+{
+	struct in_force *rt;
+	struct departure d = {};
+	struct segment segment = {};
+	struct witness *w;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || !(rt = runtime_now()) ||
+	    parse_frame(skb, 0, &d.frame))
+		return PASS;
+	/* Tagged or not: to the kernel a tag of VLAN 0 is none. */
+	if (to_vxlan_port(skb, &d.frame.ip) && !is_answer(skb, &d.frame.ip))
+		return drop(REASON_POD_VXLAN_INJECTION);
+	if (skb->vlan_present)
+		return PASS;
+	stamp_untouched(skb, &d.frame.ip);
+
+	if (express_off(rt, pulse_now()))
+		return PASS;
+
+	enum reason reason = read_segment(skb, ETH_HLEN, &d.frame.ip, &segment);
+
+	if (reason == REASON_FLOW_CONTROL)
+		forget_tracked(&segment.flow);
+	/* Without a witness it is no matter of ours: most of what a pod sends
+	 * goes elsewhere. */
+	if (reason || !(w = bpf_map_lookup_elem(&witnesses, &segment.flow)) ||
+	    w->device != rt->overlay)
+		return PASS;
+	reason = depart(skb, rt, &d, &segment, w);
+
+	if (reason == REASON_REWRITE_FAILED)
+		return drop(reason);
+	/* What is no matter of express alone overlay_out will find, and count. */
+	if (reason)
+		return reason > REASON_POD_VXLAN_INJECTION && reason != EXPRESS_OFF ? pass(reason)
+										    : PASS;
+
+	struct load load = { .packets = 1, .bytes = bpf_ntohs(d.frame.ip.tot_len) };
+
+	count_peer(d.peer->slot, PATH_EXPRESS, TX, load);
+	stamp_encapsulated(skb);
+	return bpf_redirect_neigh(d.uplink, &d.hop, sizeof(d.hop), 0);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+#include "config.h"
+#include "conntrack.h"
+#include "gate.h"
+#include "stamp.h"
+
+/* Behind the host's netfilter and routing: writing down that a flow got there. */
+
+static __always_inline struct pulse *pulse_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&heartbeat, &zero);
+}
+
+/* Whether express is switched off, held back or not possible on this node. */
+static __always_inline bool express_off(const struct in_force *rt, const struct pulse *pulse)
+{
+	return !express || !pulse || !pulse->beat || pulse->held || rt->off & OFF_EXPRESS;
+}
+
+/* Writes down where a packet came out, with all that became of it on the way;
+ * as is the flow after NAT. */
+static __always_inline void write_witness(const struct flow *before, const struct witness *now)
+{
+	struct witness *w = bpf_map_lookup_elem(&witnesses, before);
+
+	if (!w) {
+		bpf_map_update_elem(&witnesses, before, now, BPF_ANY);
+		return;
+	}
+	w->as = now->as;
+	w->device = now->device;
+	w->mark = now->mark;
+	w->priority = now->priority;
+	w->hash = now->hash;
+	w->epoch = now->epoch;
+	w->seen = now->seen;
+}
+
+/* Without NAT a flow's witness is found without asking conntrack; a fresh one
+ * need not be written again. */
+static __always_inline bool witnessed_lately(const struct witness *now)
+{
+	struct witness *w = bpf_map_lookup_elem(&witnesses, &now->as);
+
+	return w && same_flow(&w->as, &now->as) && w->device == now->device &&
+	       w->epoch == now->epoch && w->mark == now->mark && w->priority == now->priority &&
+	       w->hash == now->hash && since(w->seen, now->seen) < WITNESS_LIFE / 16;
+}
+
+/* Whether the flow has to show some packets yet. */
+static __always_inline bool is_newcomer(const struct flow *flow)
+{
+	__u32 hash = (flow->saddr ^ flow->daddr * 0x85ebca6b ^
+		      ((__u32)flow->sport << 16 | flow->dport) ^ flow->protocol) *
+		     0x9e3779b1;
+	__u32 key = hash >> 16 & (NEWCOMERS - 1);
+	struct newcomer *n = bpf_map_lookup_elem(&newcomers, &key);
+
+	if (!n)
+		return false;
+	if (n->hash != hash) {
+		n->hash = hash;
+		n->packets = 0;
+	}
+	if (n->packets >= NEWCOMER_PACKETS)
+		return false;
+	n->packets++;
+	return true;
+}
+
+/* A reset that conntrack can't verify, since it does not see all of the flow,
+ * leaves the entry established, to go in seconds (nf_conntrack_tcp_packet). Who
+ * knows no sequence numbers could so take an idle flow its NAT: it gets minutes. */
+static __always_inline void survive_reset(struct __sk_buff *skb, const struct in_force *rt,
+					  const struct iphdr *ip)
+{
+	__u32 transport = ETH_HLEN + ip->ihl * 4;
+	struct flow answers = {
+		.saddr = ip->daddr,
+		.daddr = ip->saddr,
+		.protocol = IPPROTO_TCP,
+	};
+	__u8 flags, dir;
+	struct nf_conn *ct;
+
+	/* Whatever else there is about it: conntrack has seen it. */
+	if (ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_OFFSET) ||
+	    bpf_skb_load_bytes(skb, transport + 13, &flags, sizeof(flags)) || !(flags & TCP_RST))
+		return;
+	if (bpf_skb_load_bytes(skb, transport, &answers.dport, sizeof(__be16)) ||
+	    bpf_skb_load_bytes(skb, transport + 2, &answers.sport, sizeof(__be16)) ||
+	    !(ct = find_tracked(skb, &answers, &dir)))
+		return;
+	if (!judge_tracked(ct, IPPROTO_TCP))
+		set_timeout(ct, &rt->tcp_unacknowledged);
+	bpf_ct_release(ct);
+}
+
+/* Sees that a packet has come through. Its header must be as it was when it came
+ * to this host, but for the TTL and what NAT has made of it. */
+static __always_inline enum reason witness_flow(struct __sk_buff *skb, const struct in_force *rt,
+						const struct frame *frame, struct witness *now)
+{
+	struct pulse *pulse = pulse_now();
+	struct segment segment = {};
+	__u16 index = skb->tc_index;
+	enum reason reason;
+	__u8 dir;
+
+	if (!index || express_off(rt, pulse))
+		return REASON_NONE;
+	survive_reset(skb, rt, &frame->ip);
+	if (read_segment(skb, ETH_HLEN, &frame->ip, &segment))
+		return REASON_NONE;
+	if (index != untouched_index(frame->ip.tos, frame->ip.ttl + 1))
+		return REASON_FLOW_MANGLED;
+
+	now->as = segment.flow;
+	now->epoch = pulse->epoch;
+	now->seen = bpf_ktime_get_coarse_ns();
+	if (witnessed_lately(now) || is_newcomer(&now->as))
+		return REASON_NONE;
+
+	struct flow answers = inverse(&segment.flow), before = { .protocol = answers.protocol };
+	struct nf_conn *ct = find_tracked(skb, &answers, &dir);
+
+	if (!ct)
+		return REASON_NONE;
+	if (!(reason = judge_tracked(ct, answers.protocol))) {
+		keep_alive(ct, rt, &segment);
+		other_side(ct, dir, &before);
+	}
+	bpf_ct_release(ct);
+	if (!reason)
+		write_witness(&before, now);
+	return REASON_NONE;
+}

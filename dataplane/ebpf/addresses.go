@@ -1,0 +1,50 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"fmt"
+	"maps"
+
+	"github.com/weft-net/weft/dataplane/state"
+)
+
+// peerAddresses are the addresses that peers answer on.
+func peerAddresses(peers ...[]state.Peer) map[uint32]uint32 {
+	all := map[uint32]uint32{}
+	for _, list := range peers {
+		for _, p := range list {
+			all[toBE32(p.PublicIP)] = 1
+			for _, addr := range state.NodeAddresses(p.Prefix) {
+				all[toBE32(addr)] = 1
+			}
+		}
+	}
+	return all
+}
+
+// syncNodeAddresses writes the addresses that nodes answer on: pods must not send
+// to the VXLAN port there. Those of the peers come with Sync, our own with
+// SyncPods. Where nothing has changed, nothing is read.
+func (a *Accelerator) syncNodeAddresses() error {
+	want := map[uint32]uint32{}
+	maps.Copy(want, a.peerAddresses)
+	for _, ip := range a.own {
+		if ip.Is4() {
+			want[toBE32(ip)] = 1
+		}
+	}
+	if maps.Equal(want, a.nodeAddresses) && a.own != nil {
+		return nil
+	}
+	a.nodeAddresses = nil
+	stale, err := put(a.objects.NodeAddresses, want)
+	if err == nil && a.own != nil { // else those of an agent before us stay
+		err = remove(a.objects.NodeAddresses, stale)
+	}
+	if err != nil {
+		return fmt.Errorf("writing map node_addresses: %w", err)
+	}
+	a.nodeAddresses = want
+	return nil
+}

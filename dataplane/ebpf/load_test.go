@@ -1,0 +1,78 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/weft-net/weft/test/netns"
+)
+
+// The verifier takes all programs: with express, without it, and without it where
+// the kernel does not tell its types.
+func TestProgramsLoad(t *testing.T) {
+	h := newHost(t)
+	empty, err := btf.NewBuilder(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := empty.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		express bool
+		types   *btf.Spec
+	}{
+		"with express": {express: true}, "without express": {}, "without types of the kernel": {types: none},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.express && MissingFunctions() != "" {
+				t.Skip("this kernel has no express: " + MissingFunctions())
+			}
+			spec, err := loadWeft()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := adjust(spec, Options{MaxPeers: 16, VNI: 1, Port: 8472}, c.express); err != nil {
+				t.Fatal(err)
+			}
+			opts := ebpf.CollectionOptions{}
+			opts.Programs.KernelTypes = c.types
+			var objects weftObjects
+			h.MustDo(t, func() error { return spec.LoadAndAssign(&objects, &opts) })
+			objects.Close()
+		})
+	}
+}
+
+// Where the programs can't do express they do all else, and say why.
+func TestNoExpress(t *testing.T) {
+	h := newHost(t)
+	a := &Accelerator{opts: Options{PinDir: h.pins, MaxPeers: 16, VNI: 1, Port: 8472}, attach: attachProgram}
+	h.MustDo(t, func() error { return errors.Join(EnsureBPFFS(h.pins), a.loadWith(false), a.recoverSlots()) })
+	t.Cleanup(func() { a.Close() })
+	h.sync(t, a)
+	mustAllAttached(t, h.hooks(t), usualKind(t, h))
+
+	b := h.open(t, 16)
+	if missing := MissingFunctions(); b.NoExpress() != missing {
+		t.Errorf("no express for %q, but missing is %q", b.NoExpress(), missing)
+	}
+}
+
+func TestFunctionsAreLookedFor(t *testing.T) {
+	netns.RequireRoot(t)
+	cache := btf.NewCache()
+	for name, want := range map[string]bool{
+		"bpf_skb_ct_lookup": MissingFunctions() == "", "bpf_no_such_function": false, "": false,
+	} {
+		if got := hasFunction(cache, name); got != want {
+			t.Errorf("%q is there: %v, want %v", name, got, want)
+		}
+	}
+}
