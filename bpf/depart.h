@@ -70,6 +70,8 @@ static __always_inline enum reason ask_next_hop(struct __sk_buff *skb, const str
 	}
 	if (verdict == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_UNDERLAY_MTU;
+	if (rt->mtu && bpf_ntohs(d->encap.ip.tot_len) > rt->mtu)
+		return REASON_UNDERLAY_MTU;
 	if ((verdict != BPF_FIB_LKUP_RET_SUCCESS && verdict != BPF_FIB_LKUP_RET_NO_NEIGH) ||
 	    fib.ifindex != rt->uplink || fib.family != AF_INET)
 		return REASON_UNDERLAY_ROUTE;
@@ -80,35 +82,12 @@ static __always_inline enum reason ask_next_hop(struct __sk_buff *skb, const str
 	return REASON_NONE;
 }
 
-/* Finds the next hop of a flow, and asks for it once a tick of the clock. */
-static __always_inline enum reason find_next_hop(struct __sk_buff *skb, const struct in_force *rt,
-						 struct departure *d, __u32 hash, __u32 mark,
-						 __u64 now)
+static __always_inline enum reason take_next_hop(struct departure *d, const struct route *route)
 {
-	struct route asked = {
-		.asked = now,
-		.hash = hash,
-		.remote = d->peer->remote,
-		.mark = mark,
-	};
-	__u32 len = bpf_ntohs(d->encap.ip.tot_len), key = hash & (ROUTES - 1);
-	struct route *known = bpf_map_lookup_elem(&routes, &key);
-	enum reason reason;
-
-	if (!known)
-		return REASON_UNDERLAY_ROUTE;
-	if (known->asked != asked.asked || known->hash != hash || known->mark != mark ||
-	    known->remote != asked.remote || known->mtu < len) {
-		if ((reason = ask_next_hop(skb, rt, d, &asked)))
-			return reason;
-		*known = asked;
-	}
-	if (len > known->mtu)
-		return REASON_UNDERLAY_MTU;
 	if (!(d->uplink = find_device(DEVICE_UPLINK)))
 		return REASON_DEVICE_MISSING;
 	d->hop.nh_family = AF_INET;
-	d->hop.ipv4_nh = known->hop;
+	d->hop.ipv4_nh = route->hop;
 	return REASON_NONE;
 }
 

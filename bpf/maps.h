@@ -99,8 +99,7 @@ struct {
 	__type(value, struct newcomer);
 } newcomers SEC(".maps");
 
-/* flow → its next hop in the underlay. Written by the programs that
- * encapsulate. */
+/* flow → its next hop in the underlay. Written by pod_in. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, ROUTES);

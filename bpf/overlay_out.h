@@ -74,6 +74,7 @@ static __always_inline enum reason leave(struct __sk_buff *skb, const struct in_
 
 	__u32 flow = bpf_get_hash_recalc(skb);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	struct route route = { .mark = skb->mark };
 
 	witness_to_peer(skb, rt, d, flow);
 	if ((reason = may_leave(skb, rt, d, flow, now)))
@@ -81,7 +82,9 @@ static __always_inline enum reason leave(struct __sk_buff *skb, const struct in_
 	if (skb->len - ETH_HLEN + ENCAP_LEN > IP_MAX_LEN)
 		return REASON_UNDERLAY_MTU;
 	build_encap(&d->encap, rt, d, flow, skb->len - ETH_HLEN);
-	if ((reason = find_next_hop(skb, rt, d, flow, skb->mark, now)))
+	/* Asked for each packet: one that waits for a neighbour's MAC would find its
+	 * way back to flannel.1's neighbours, where it is routed to now. */
+	if ((reason = ask_next_hop(skb, rt, d, &route)) || (reason = take_next_hop(d, &route)))
 		return reason;
 	return encapsulate(skb, &d->encap);
 }

@@ -10,18 +10,9 @@
  * dropped, and packets of established flows to pods of peers go straight out of
  * the uplink. */
 
-/* Does a packet go to the VXLAN port of a node? VXLAN knows no authentication,
- * so a node's kernel would take it for a peer's. What comes with a translated
- * destination, or as a later fragment, is left to the firewall. */
-static __always_inline bool to_vxlan_port(struct __sk_buff *skb, const struct iphdr *ip)
+static __always_inline bool is_node(__be32 addr)
 {
-	__be16 dest;
-
-	if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IP_OFFSET))
-		return false;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &dest, sizeof(dest)))
-		return false;
-	return dest == bpf_htons(port) && bpf_map_lookup_elem(&node_addresses, &ip->daddr);
+	return bpf_map_lookup_elem(&node_addresses, &addr);
 }
 
 /* Somebody else's source port may be 8472 after NAT: then it is an answer. */
@@ -45,6 +36,23 @@ static __always_inline bool is_answer(struct __sk_buff *skb, const struct iphdr 
 	return dir != IP_CT_DIR_ORIGINAL;
 }
 
+/* Does a pod play a node? VXLAN knows no authentication, so the kernel of a node
+ * would take what is sent to its VXLAN port for a peer's. Answers are let pass, so
+ * nobody must ask in a node's name, either. What comes with a translated
+ * destination, or as a later fragment, is left to the firewall. */
+static __always_inline bool injects(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	__be16 ports[2];
+
+	if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4, ports, sizeof(ports)))
+		return false;
+	if (ports[0] == bpf_htons(port) && is_node(ip->saddr))
+		return true;
+	return ports[1] == bpf_htons(port) && is_node(ip->daddr) && !is_answer(skb, ip);
+}
+
 /* Else a pod that routes for others would be bypassed. */
 static __always_inline bool sent_by_owner(struct __sk_buff *skb, const struct frame *frame)
 {
@@ -54,12 +62,38 @@ static __always_inline bool sent_by_owner(struct __sk_buff *skb, const struct fr
 	       same_mac(frame->eth.h_dest, pod->gateway);
 }
 
+/* Finds the next hop of a flow, and asks for it once a tick of the clock. */
+static __always_inline enum reason find_next_hop(struct __sk_buff *skb, const struct in_force *rt,
+						 struct departure *d, __u32 hash, __u32 mark,
+						 __u64 now)
+{
+	struct route asked = {
+		.asked = now,
+		.hash = hash,
+		.remote = d->peer->remote,
+		.mark = mark,
+	};
+	__u32 len = bpf_ntohs(d->encap.ip.tot_len), key = hash & (ROUTES - 1);
+	struct route *known = bpf_map_lookup_elem(&routes, &key);
+	enum reason reason;
+
+	if (!known)
+		return REASON_UNDERLAY_ROUTE;
+	if (known->asked != asked.asked || known->hash != hash || known->mark != mark ||
+	    known->remote != asked.remote || known->mtu < len) {
+		if ((reason = ask_next_hop(skb, rt, d, &asked)))
+			return reason;
+		*known = asked;
+	}
+	return take_next_hop(d, known);
+}
+
 static __always_inline enum reason may_depart(struct __sk_buff *skb, const struct in_force *rt,
 					      struct departure *d, const struct segment *segment,
-					      struct witness *w, __u64 now)
+					      struct witness *w, const struct flow *as, __u64 now)
 {
 	struct pulse *pulse = pulse_now();
-	struct peer *peer = find_peer(rt, w->as.daddr);
+	struct peer *peer = find_peer(rt, as->daddr);
 	enum reason reason;
 
 	if (!peer || !(d->state = find_state(peer->slot)))
@@ -83,7 +117,7 @@ static __always_inline enum reason may_depart(struct __sk_buff *skb, const struc
 		return REASON_POD_MTU;
 	if ((reason = still_witnessed(w, pulse, rt->overlay, now)))
 		return reason;
-	return still_tracked(skb, rt, segment, w, &w->as, now);
+	return still_tracked(skb, rt, segment, w, as, now);
 }
 
 static __always_inline enum reason depart(struct __sk_buff *skb, const struct in_force *rt,
@@ -96,7 +130,7 @@ static __always_inline enum reason depart(struct __sk_buff *skb, const struct in
 	__u32 mark = w->mark, priority = w->priority;
 	enum reason reason;
 
-	if ((reason = may_depart(skb, rt, d, segment, w, now)))
+	if ((reason = may_depart(skb, rt, d, segment, w, &as, now)))
 		return reason;
 	__builtin_memcpy(frame->eth.h_dest, d->peer->mac, ETH_ALEN);
 	__builtin_memcpy(frame->eth.h_source, rt->mac, ETH_ALEN);
@@ -124,7 +158,7 @@ int pod_in(struct __sk_buff *skb)
 	    parse_frame(skb, 0, &d.frame))
 		return PASS;
 	/* Tagged or not: to the kernel a tag of VLAN 0 is none. */
-	if (to_vxlan_port(skb, &d.frame.ip) && !is_answer(skb, &d.frame.ip))
+	if (injects(skb, &d.frame.ip))
 		return drop(REASON_POD_VXLAN_INJECTION);
 	if (skb->vlan_present)
 		return PASS;

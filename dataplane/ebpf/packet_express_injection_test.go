@@ -45,6 +45,9 @@ func injectionCases() []packetCase {
 	add(packetCase{name: "from an address that is not the pod's", packet: eth(podMAC, gatewayMAC).ip(blueIP, ourIP).udp(40000, 8472).vxlan(1).around(fromBlue(100))})
 	add(packetCase{name: "from a MAC that is not the pod's", broken: []mutation{set(6, 2)}})
 	add(packetCase{name: "to the bridge's neighbours", broken: []mutation{set(0, mustMAC(otherPodMAC)...)}})
+	// So that what goes back would be an answer.
+	add(packetCase{name: "a question in a peer's name", packet: eth(podMAC, gatewayMAC).ip(blueIP, ourPod).udp(8472, 40000).payload(100)})
+	add(packetCase{name: "a question in our bridge's name", packet: eth(podMAC, gatewayMAC).ip("10.244.1.1", otherPod).udp(8472, 53).payload(100)})
 	add(packetCase{name: "from the VXLAN port as well", packet: eth(podMAC, gatewayMAC).ip(ourPod, blueIP).udp(8472, 8472).vxlan(1).around(fromBlue(100))})
 	add(packetCase{name: "with a wrong header checksum", broken: []mutation{set(atIP+10, 0xde, 0xad)}})
 	add(packetCase{name: "with a TTL of 1", packet: injection(blueIP, ttl(1))})

@@ -288,6 +288,9 @@ func TestDatagramsByExpress(t *testing.T) {
 	for name, lines := range liveSettings {
 		for _, to := range []string{bluePod + ":7000", "10.96.0.10:7000"} {
 			for _, without := range []bool{false, true} {
+				if without && lines != nil && name != "outer checksums open" {
+					continue // the others say nothing about packets without
+				}
 				what := map[bool]string{false: "", true: ", without checksums"}[without]
 				t.Run(name+", to "+to+what, func(t *testing.T) {
 					l := newLive(t, lines...)

@@ -25,7 +25,7 @@ import (
 //	pod 10.244.1.5 ─ cali5 ─┐
 //	pod 10.244.1.6 ─ cali6 ─┴ (gateway 10.244.1.1)
 //
-//	track ─ track0 → routing, netfilter → sink    what conntrack is shown
+//	track ─ track0 → routing, netfilter → sink ─ drain    what conntrack is shown
 const (
 	podMAC      = "0a:58:0a:f4:01:05"
 	otherPod    = "10.244.1.6"
@@ -41,7 +41,7 @@ type express struct {
 	heart           *Heartbeat
 	pods            []Pod
 	veth, otherVeth uint32
-	track           *tap
+	track, drain    *tap
 }
 
 // epoch is the one that is now.
@@ -77,7 +77,7 @@ func (n *node) withPods() {
 		"nft add chain ip track forward { type filter hook forward priority 0 ; }",
 		"nft add rule ip track forward ct state new accept",
 	)
-	n.express = &express{track: mustTap(t, n.NS, "track")}
+	n.express = &express{track: mustTap(t, n.NS, "track"), drain: mustTap(t, n.NS, "drain")}
 	n.MustDo(t, func() (err error) {
 		n.veth, n.otherVeth = uint32(interfaceIndex("cali5")), uint32(interfaceIndex("cali6"))
 		n.heart, err = n.accel.Heartbeat()
@@ -259,6 +259,7 @@ func (n *node) tracked(flows ...flow) {
 			n.tb.Fatalf("%+v is tracked as %v", f, e)
 		}
 	}
+	n.nextPacket() // a slow machine may have taken a while
 }
 
 // begin shows conntrack the first packets of a flow, both ways.
@@ -290,6 +291,9 @@ func (n *node) show(f flow, tcp []byte) {
 		sumTransport(frame[atIP:])
 	}
 	n.track.send(frame)
+	if n.drain.next(soon, isIPv4) == nil {
+		n.tb.Fatalf("a packet of %+v did not come through netfilter", f)
+	}
 }
 
 // translate sets up the NAT of flows, and no other.

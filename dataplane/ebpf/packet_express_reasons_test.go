@@ -198,6 +198,7 @@ func inZone(f flow, rule string) func(*node) {
 		n.begin(f)
 		n.find(f)
 		n.Run(n.tb, "nft delete table ip special")
+		n.nextPacket()
 	}
 }
 
@@ -211,6 +212,7 @@ func specially(f flow, object, rule string) func(*node) {
 		n.begin(f)
 		n.find(f)
 		n.Run(n.tb, "nft delete table ip special")
+		n.nextPacket()
 	}
 }
 

@@ -83,7 +83,7 @@ func (r route) weftEnds() [][2]*lab.Node {
 }
 
 // carried is what a node has carried to and from a peer.
-type carried struct{ base, kernel ebpf.PathCounters }
+type carried struct{ express, base, kernel ebpf.PathCounters }
 
 // mustCarried reads the pins, as `weft peers` does.
 func mustCarried(tb testing.TB, n, peer *lab.Node) carried {
@@ -104,6 +104,8 @@ func mustCarried(tb testing.TB, n, peer *lab.Node) carried {
 				continue
 			}
 			switch ebpf.PathNames[i] {
+			case "express":
+				c.express = counters
 			case "base":
 				c.base = counters
 			case "kernel":
@@ -116,7 +118,7 @@ func mustCarried(tb testing.TB, n, peer *lab.Node) carried {
 
 // sub is what was counted between two looks.
 func (c carried) sub(before carried) carried {
-	return carried{subCounters(c.base, before.base), subCounters(c.kernel, before.kernel)}
+	return carried{subCounters(c.express, before.express), subCounters(c.base, before.base), subCounters(c.kernel, before.kernel)}
 }
 
 func subCounters(a, b ebpf.PathCounters) ebpf.PathCounters {
@@ -128,21 +130,25 @@ func subCounters(a, b ebpf.PathCounters) ebpf.PathCounters {
 
 // total is the sum over the paths.
 func (c carried) total() ebpf.PathCounters {
-	return ebpf.PathCounters{
-		TxPackets: c.base.TxPackets + c.kernel.TxPackets, TxBytes: c.base.TxBytes + c.kernel.TxBytes,
-		RxPackets: c.base.RxPackets + c.kernel.RxPackets, RxBytes: c.base.RxBytes + c.kernel.RxBytes,
+	var sum ebpf.PathCounters
+	for _, path := range []ebpf.PathCounters{c.express, c.base, c.kernel} {
+		sum.TxPackets += path.TxPackets
+		sum.TxBytes += path.TxBytes
+		sum.RxPackets += path.RxPackets
+		sum.RxBytes += path.RxBytes
 	}
+	return sum
 }
 
 // txShare and rxShare are the base path's shares of the packets, 0 to 1.
-func (c carried) txShare() float64 { return share(c.base.TxPackets, c.kernel.TxPackets) }
-func (c carried) rxShare() float64 { return share(c.base.RxPackets, c.kernel.RxPackets) }
+func (c carried) txShare() float64 { return share(c.base.TxPackets, c.total().TxPackets) }
+func (c carried) rxShare() float64 { return share(c.base.RxPackets, c.total().RxPackets) }
 
-func share(base, kernel uint64) float64 {
-	if base+kernel == 0 {
+func share(part, whole uint64) float64 {
+	if whole == 0 {
 		return 0
 	}
-	return float64(base) / float64(base+kernel)
+	return float64(part) / float64(whole)
 }
 
 // mustRideBase waits until single packets of a route ride the base path, both

@@ -21,7 +21,10 @@ var mangles = []hostChange{
 	nftRule("DF set", "inet", "postrouting priority 0", "ip daddr {peer} udp dport 8472 ip frag-off set 0x4000"),
 	{
 		name: "source address translated",
-		do:   []string{"nft add table ip guard{n}", "nft add chain ip guard{n} c { type nat hook postrouting priority 90 ; }", "nft add rule ip guard{n} c ip daddr {peer} udp dport 8472 snat to 192.0.2.250"},
+		do: []string{
+			"nft add table ip guard{n}", "nft add chain ip guard{n} c { type nat hook postrouting priority 90 ; }", "nft add rule ip guard{n} c ip daddr {peer} udp dport 8472 snat to 192.0.2.250",
+			"conntrack -F",
+		}, // flows that are known already would go on as they are
 	},
 	{
 		name:    "marked in OUTPUT and dropped by mark behind it",
