@@ -128,11 +128,10 @@ func (d *Dataplane) openExpress(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.stopped.Go(func() { d.followPods(ctx, nudges) })
-
 	rules := make(chan verdicts.Changes, 1)
 	d.pulse = newPulse(d.opts.Log, d.obstacles, rules)
 	d.obstacles.changed = d.pulse.beat
+	d.stopped.Go(func() { d.followPods(ctx, nudges) })
 	if d.opts.Accel == "off" || d.opts.Express == "off" {
 		d.obstacles.set(findsProgram, "express is off (--express=off)")
 		return nil
