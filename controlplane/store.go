@@ -7,6 +7,7 @@ package controlplane
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -19,10 +20,36 @@ import (
 type Store interface {
 	// Kind is the store's name in logs and on screens: static, kube, etcd.
 	Kind() string
+	// Announce says what this node brings into the overlay, for the store to
+	// publish. It is called once before Run, and again, from any goroutine,
+	// when something of it changes; the last Offer is in force. It returns at
+	// once. A store whose source says all of it itself ignores it.
+	Announce(o Offer)
 	// Run hands states to sink until ctx is done, and then returns nil. An
 	// error means that the store cannot go on; a source that is away or broken
 	// for a while is not such an error, but Health.
 	Run(ctx context.Context, sink Sink) error
+}
+
+// Offer is what a node brings into the overlay. Values are comparable.
+type Offer struct {
+	// Uplink is the name of the network interface that carries the underlay.
+	Uplink string
+	// UplinkMTU is its MTU in bytes.
+	UplinkMTU int
+	// Address and AddressV6 are the uplink's addresses that packets are sent
+	// from. A family that is not in use has the zero Addr.
+	Address, AddressV6 netip.Addr
+	// PublicIP and PublicIPv6 are the addresses that peers shall send to. They
+	// differ from the uplink's behind NAT.
+	PublicIP, PublicIPv6 netip.Addr
+	// MAC and MACv6 are those that the overlay devices have, or last had; zero
+	// when nothing is known. What the node has published before comes first,
+	// since its peers use that; without either the store makes one up.
+	MAC, MACv6 state.MAC
+	// Carrying says that the node carries traffic. It is told to whoever waits
+	// for that.
+	Carrying bool
 }
 
 // Sink takes what a store has found. A store calls it from one goroutine; its

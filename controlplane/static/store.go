@@ -68,6 +68,9 @@ func Open(path string, log *slog.Logger) (*Store, error) {
 // Kind implements controlplane.Store.
 func (s *Store) Kind() string { return "static" }
 
+// Announce implements controlplane.Store. The file says everything.
+func (s *Store) Announce(controlplane.Offer) {}
+
 // Path is the file, absolute.
 func (s *Store) Path() string { return s.path }
 

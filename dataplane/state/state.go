@@ -23,11 +23,32 @@ type State struct {
 	// Port is the UDP destination port of the outer packet. Flannel's default
 	// on Linux is 8472.
 	Port uint16
+	// DirectRouting has packets to a peer on one of the uplink's own networks
+	// routed there as they are, without a tunnel.
+	DirectRouting bool
+	// Learning has the overlay devices learn from packets where a MAC is.
+	Learning bool
+	// GBP has the overlay devices carry packets' marks (VXLAN group policy,
+	// draft-smith-vxlan-group-policy).
+	GBP bool
+	// NFTables has the host's masquerading and forwarding rules written by
+	// nftables rather than iptables.
+	NFTables bool
 	// Local is this node's own part.
 	Local Local
 	// Peers are the other nodes' pod prefixes, one Peer per prefix, sorted by
 	// Sort.
 	Peers []Peer
+	// Aliases are further addresses of peer nodes, from which packets may come
+	// too. They give a packet's inner source a home and nothing else.
+	Aliases []Alias
+}
+
+// Alias is one more address of a peer node.
+type Alias struct {
+	Addr netip.Addr
+	// PublicIP says which node's.
+	PublicIP netip.Addr
 }
 
 // Local is this node's own part of the overlay.
@@ -38,8 +59,14 @@ type Local struct {
 	Prefixes []netip.Prefix
 	// Uplink is the name of the network interface that carries the underlay.
 	Uplink string
+	// Address is the uplink's address that IPv4 pods' packets are sent from.
+	// The zero Addr means PublicIP.
+	Address netip.Addr
+	// AddressV6 is the same for IPv6.
+	AddressV6 netip.Addr
 	// PublicIP is the underlay address that peers send IPv4 pods' packets to.
-	// It is the zero Addr when the node has no IPv4 overlay.
+	// It is the zero Addr when the node has no IPv4 overlay. Behind NAT it is not
+	// an address of this node.
 	PublicIP netip.Addr
 	// PublicIPv6 is the same for IPv6.
 	PublicIPv6 netip.Addr
@@ -63,7 +90,8 @@ type Peer struct {
 	// PublicIP is its underlay address, of the family of Prefix.
 	PublicIP netip.Addr
 	// MAC is the address of its overlay device, to which inner frames are
-	// sent (flannel's VtepMAC).
+	// sent (flannel's VtepMAC). It is zero while the peer has not told it: then
+	// the peer can't be reached yet, unless by DirectRouting.
 	MAC MAC
 }
 
