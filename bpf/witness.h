@@ -36,6 +36,7 @@ static __always_inline void write_witness(const struct flow *before, const struc
 	w->mark = now->mark;
 	w->priority = now->priority;
 	w->hash = now->hash;
+	w->answered = now->answered;
 	w->epoch = now->epoch;
 	w->seen = now->seen;
 }
@@ -51,17 +52,27 @@ static __always_inline bool witnessed_lately(const struct witness *now)
 	       w->hash == now->hash && since(w->seen, now->seen) < WITNESS_LIFE / 16;
 }
 
-/* Whether the flow has to show some packets yet. */
-static __always_inline bool is_newcomer(const struct flow *flow)
+static __always_inline __u32 newcomer_hash(const struct flow *flow)
 {
-	__u32 hash = (flow->saddr ^ flow->daddr * 0x85ebca6b ^
-		      ((__u32)flow->sport << 16 | flow->dport) ^ flow->protocol) *
-		     0x9e3779b1;
-	__u32 key = hash >> 16 & (NEWCOMERS - 1);
-	struct newcomer *n = bpf_map_lookup_elem(&newcomers, &key);
+	return (flow->saddr ^ flow->daddr * 0x85ebca6b ^ ((__u32)flow->sport << 16 | flow->dport) ^
+		flow->protocol) *
+	       0x9e3779b1;
+}
 
-	if (!n)
-		return false;
+/* Where the first packets of a flow are counted. */
+static __always_inline struct newcomer *find_newcomer(const struct flow *flow)
+{
+	__u32 key = newcomer_hash(flow) >> 16 & (NEWCOMERS - 1);
+
+	return bpf_map_lookup_elem(&newcomers, &key);
+}
+
+/* Whether the flow has to show some packets yet, before it is worth asking
+ * conntrack about it. */
+static __always_inline bool is_newcomer(struct newcomer *n, const struct flow *flow)
+{
+	__u32 hash = newcomer_hash(flow);
+
 	if (n->hash != hash) {
 		n->hash = hash;
 		n->packets = 0;
@@ -95,7 +106,7 @@ static __always_inline void survive_reset(struct __sk_buff *skb, const struct in
 	    bpf_skb_load_bytes(skb, transport + 2, &answers.sport, sizeof(__be16)) ||
 	    !(ct = find_tracked(skb, &answers, &dir)))
 		return;
-	if (!judge_tracked(ct, IPPROTO_TCP))
+	if (!judge_tracked(ct, IPPROTO_TCP, dir))
 		set_timeout(ct, &rt->tcp_unacknowledged);
 	bpf_ct_release(ct);
 }
@@ -122,7 +133,10 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 	now->as = segment.flow;
 	now->epoch = pulse->epoch;
 	now->seen = bpf_ktime_get_coarse_ns();
-	if (witnessed_lately(now) || is_newcomer(&now->as))
+
+	struct newcomer *newcomer = find_newcomer(&now->as);
+
+	if (!newcomer || witnessed_lately(now) || is_newcomer(newcomer, &now->as))
 		return REASON_NONE;
 
 	struct flow answers = inverse(&segment.flow), before = { .protocol = answers.protocol };
@@ -130,12 +144,15 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 
 	if (!ct)
 		return REASON_NONE;
-	if (!(reason = judge_tracked(ct, answers.protocol))) {
+	if (!(reason = judge_tracked(ct, answers.protocol, !dir))) {
 		keep_alive(ct, rt, &segment);
+		now->answered = is_answered(ct);
 		other_side(ct, dir, &before);
 	}
 	bpf_ct_release(ct);
-	if (!reason)
+	if (reason)
+		newcomer->packets = 0; /* it is not asked for each packet */
+	else
 		write_witness(&before, now);
 	return REASON_NONE;
 }
