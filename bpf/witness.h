@@ -136,7 +136,7 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 
 	struct newcomer *newcomer = find_newcomer(&now->as);
 
-	if (!newcomer || witnessed_lately(now) || is_newcomer(newcomer, &now->as))
+	if (!newcomer || is_newcomer(newcomer, &now->as) || witnessed_lately(now))
 		return REASON_NONE;
 
 	struct flow answers = inverse(&segment.flow), before = { .protocol = answers.protocol };
