@@ -1,0 +1,6 @@
+package vxlan
+
+var ParseVXLANConfig = parseVXLANConfig
+
+type LeaseAttrs = vxlanLeaseAttrs
+type HardwareAddr = hardwareAddr
