@@ -38,7 +38,24 @@ type Options struct {
 	SourceCheck string
 	// MaxPeers is how many peer nodes fit the accelerator's maps.
 	MaxPeers int
-	Log      *slog.Logger
+	// Rules are what is kept in the host's firewall, as flannel does.
+	Rules Rules
+	Log   *slog.Logger
+}
+
+// Rules are the host's rules that come with an overlay network. The zero value is
+// none.
+type Rules struct {
+	// Masquerade has packets that leave the network go by the node's address;
+	// NotRandom keeps their source ports where they can be.
+	Masquerade, NotRandom bool
+	// Forward accepts forwarded packets from and to the network.
+	Forward bool
+	// Blackhole makes a blackhole route of the node's own prefix, for nodes
+	// without a bridge that has it.
+	Blackhole bool
+	// Resync is how often the rules are looked at.
+	Resync time.Duration
 }
 
 // Intervals of the dataplane.
@@ -79,6 +96,7 @@ type Dataplane struct {
 	held      []string     // why acceleration is held back
 	reason    string       // why the programs are not there; empty when they are
 	vni       uint32
+	mtu       int // of pods' interfaces
 	lastLook  string
 	misfits   ebpf.Misfits
 	without   bool // the programs were taken away
@@ -160,8 +178,11 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.vni = s.VNI
+	if mtu := podMTU(result.Overlays); mtu > 0 {
+		d.mtu = mtu
+	}
 	err = errors.Join(err, d.syncAccelerator(s, result))
-	d.injection.syncState(s, result.Overlays)
+	d.injection.syncState(s, aliases(s, result.Uplink), result.Overlays)
 	d.lookForPods(s.Local.Prefixes)
 	if found := d.obstacles.List(); d.opts.Express == "on" && len(found) > 0 {
 		err = errors.Join(err, fmt.Errorf("express: %s", strings.Join(found, "; ")))
@@ -184,7 +205,7 @@ func (d *Dataplane) lookForPods(prefixes []netip.Prefix) {
 // syncAccelerator loads, feeds and attaches the programs, or takes them away
 // when the kernel path has to carry everything.
 func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
-	if reason := d.hopeless(result.Uplink); reason != "" {
+	if reason := d.hopeless(s, result.Uplink); reason != "" {
 		return d.goWithout(reason)
 	}
 	overlay, found := ipv4Overlay(result.Overlays)
@@ -211,6 +232,7 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 		Held:         len(d.held) > 0,
 	}
 	desired.Peers, desired.Known = served(s.Peers, result)
+	desired.Aliases = aliases(s, result.Uplink)
 	misfits, err := d.accel.Sync(desired)
 	if err != nil {
 		d.setReason(err.Error())
@@ -222,9 +244,14 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 }
 
 // hopeless says why programs can't work here, or nothing.
-func (d *Dataplane) hopeless(uplink kernel.Uplink) string {
-	if d.opts.Accel == "off" {
+func (d *Dataplane) hopeless(s state.State, uplink kernel.Uplink) string {
+	switch {
+	case d.opts.Accel == "off":
 		return "acceleration is off (--accel=off)"
+	case s.GBP:
+		return "the overlay carries packets' marks (GBP), which programs do not write"
+	case s.Learning:
+		return "the overlay device learns from the packets that it receives (Learning)"
 	}
 	return unsuitable(uplink)
 }
@@ -378,16 +405,17 @@ func (d *Dataplane) tellMisfits(misfits ebpf.Misfits) {
 
 // served are the IPv4 peers that the kernel path carries: only where the
 // kernel's own route points at the overlay device may a program do its work.
-// Known are those that it does not carry yet; one that is refused is neither.
+// Known are those that it does not carry yet, or past the overlay device
+// (DirectRouting); one that is refused is neither.
 func served(peers []state.Peer, result kernel.Result) (carried, known []state.Peer) {
-	skipped := map[netip.Prefix]bool{}
-	for _, p := range result.Skipped {
-		skipped[p] = true
+	aside := map[netip.Prefix]bool{}
+	for _, p := range slices.Concat(result.Skipped, result.Direct) {
+		aside[p] = true
 	}
 	for _, p := range peers {
 		switch {
 		case !p.Prefix.Addr().Is4() || result.Failed[p.Prefix] != nil:
-		case skipped[p.Prefix]:
+		case aside[p.Prefix]:
 			known = append(known, p)
 		default:
 			carried = append(carried, p)

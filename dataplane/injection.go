@@ -34,13 +34,16 @@ func openInjection(log *slog.Logger) *injection {
 	return i
 }
 
-// syncState takes over what a state says.
-func (i *injection) syncState(s state.State, overlays []kernel.Overlay) {
+// syncState takes over what a state says, with those of its aliases that can be.
+func (i *injection) syncState(s state.State, aliases []state.Alias, overlays []kernel.Overlay) {
 	i.rules.Port, i.rules.Prefixes = s.Port, s.Local.Prefixes
 	i.rules.Nodes = i.rules.Nodes[:0]
 	for _, p := range s.Peers {
 		i.rules.Nodes = append(i.rules.Nodes, p.PublicIP)
 		i.rules.Nodes = append(i.rules.Nodes, state.NodeAddresses(p.Prefix)...)
+	}
+	for _, a := range aliases {
+		i.rules.Nodes = append(i.rules.Nodes, a.Addr)
 	}
 	i.overlays = nil
 	for _, o := range overlays {

@@ -66,32 +66,28 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 		return r, err
 	}
 	defer path.Close()
-	entries, err := path.Entries(vni)
-	if err != nil {
-		return r, err
-	}
 
 	if r.Firewall, err = inspectFirewall(); err != nil {
 		return r, err
 	}
 
-	view, err := ebpf.OpenView(pinDir)
-	if errors.Is(err, ebpf.ErrNoPins) {
-		r.Reason = "no programs are loaded"
-		r.Peers = comparePeers(nil, entries, false)
-		return r, nil
+	view, viewErr := ebpf.OpenView(pinDir)
+	if viewErr == nil {
+		defer view.Close()
+		return r, r.readPins(view, path)
 	}
-	if err != nil {
-		r.Reason = err.Error()
-		r.Peers = comparePeers(nil, entries, false)
-		return r, err
+	entries, err := path.Entries(vni)
+	r.Peers = comparePeers(nil, entries, false)
+	if errors.Is(viewErr, ebpf.ErrNoPins) {
+		r.Reason, viewErr = "no programs are loaded", nil
+	} else {
+		r.Reason = viewErr.Error()
 	}
-	defer view.Close()
-	return r, r.readPins(view, entries)
+	return r, errors.Join(err, viewErr)
 }
 
-// readPins fills in what the pins tell.
-func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
+// readPins fills in what the pins tell, and what the kernel path has.
+func (r *Report) readPins(view *ebpf.View, path *kernel.Path) error {
 	now, err := view.Runtime()
 	if err != nil {
 		return err
@@ -111,6 +107,14 @@ func (r *Report) readPins(view *ebpf.View, entries []kernel.Entry) error {
 		return err
 	}
 	peers, err := view.Peers()
+	if err != nil {
+		return err
+	}
+	var prefixes []netip.Prefix
+	for _, p := range peers {
+		prefixes = append(prefixes, p.Prefixes...)
+	}
+	entries, err := path.Entries(r.VNI, prefixes...)
 	if err != nil {
 		return err
 	}
@@ -230,6 +234,14 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	seen := map[netip.Prefix]bool{}
 	for _, e := range entries {
 		r := byIP[e.PublicIP]
+		if e.Direct {
+			// Else it leads somewhere else.
+			if r != nil && slices.Contains(r.Prefixes, e.Prefix) {
+				seen[e.Prefix] = true
+				r.Direct = append(r.Direct, e.Prefix)
+			}
+			continue
+		}
 		if r == nil {
 			r = &PeerReport{PublicIP: e.PublicIP, MAC: e.MAC, Switches: Switches{true, true}}
 			byIP[e.PublicIP] = r
@@ -247,7 +259,7 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	}
 	for _, p := range peers {
 		r := byIP[p.PublicIP]
-		if !p.Carried {
+		if !p.Carried && len(r.Direct) < len(p.Prefixes) {
 			r.Divergence = append(r.Divergence, "the accelerator has no room for it; it rides the kernel path")
 		}
 		for _, prefix := range p.Prefixes {

@@ -124,6 +124,9 @@ type PeerReport struct {
 	// Divergence lists what differs between the peers map and the kernel's
 	// route, neighbour and FDB entries, in words. Empty is as it should be.
 	Divergence []string `json:"divergence,omitempty"`
+	// Direct are those of the prefixes that DirectRouting serves: their packets
+	// are routed there as they are, without a tunnel, and not counted.
+	Direct []netip.Prefix `json:"direct,omitempty"`
 	// Counters by path, in order express, base, kernel; nil without programs.
 	Counters []PathCounters `json:"counters,omitempty"`
 }

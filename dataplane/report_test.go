@@ -20,6 +20,9 @@ func TestPeersOfMapAndKernelAreCompared(t *testing.T) {
 		inMap  = []ebpf.Peer{{PublicIP: ip, Prefixes: []netip.Prefix{prefix}, MAC: mac, Carried: true, On: true}}
 		entry  = kernel.Entry{Prefix: prefix, Gateway: prefix.Addr(), MAC: mac, PublicIP: ip}
 	)
+	direct := kernel.Entry{Prefix: prefix, Gateway: ip, PublicIP: ip, Direct: true}
+	astray := kernel.Entry{Prefix: prefix, Gateway: netip.MustParseAddr("192.0.2.1"), PublicIP: netip.MustParseAddr("192.0.2.1"), Direct: true}
+	known := []ebpf.Peer{{PublicIP: ip, Prefixes: []netip.Prefix{prefix}, On: true}}
 	other := entry
 	other.MAC = state.MAC{2, 0, 0, 0, 0, 3}
 	for name, test := range map[string]struct {
@@ -32,7 +35,12 @@ func TestPeersOfMapAndKernelAreCompared(t *testing.T) {
 		"NoProgramsAtAll": {nil, []kernel.Entry{entry}, false, nil},
 		"OnlyInKernel":    {nil, []kernel.Entry{entry}, true, []string{"10.244.2.0/24 is in the kernel but not in the peers map"}},
 		"OnlyInMap":       {inMap, nil, true, []string{"10.244.2.0/24 is in the peers map but the kernel has no complete route, neighbour and FDB entry for it"}},
-		"OtherMAC":        {inMap, []kernel.Entry{other}, true, []string{"10.244.2.0/24: the kernel has MAC 02:00:00:00:00:03, the peers map 02:00:00:00:00:02"}},
+		"NoRoom": {known, []kernel.Entry{entry}, true, []string{
+			"the accelerator has no room for it; it rides the kernel path",
+		}},
+		"Direct":      {known, []kernel.Entry{direct}, true, nil},
+		"RouteAstray": {inMap, []kernel.Entry{astray}, true, []string{"10.244.2.0/24 is in the peers map but the kernel has no complete route, neighbour and FDB entry for it"}},
+		"OtherMAC":    {inMap, []kernel.Entry{other}, true, []string{"10.244.2.0/24: the kernel has MAC 02:00:00:00:00:03, the peers map 02:00:00:00:00:02"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := comparePeers(test.peers, test.entries, test.withMap)
@@ -41,6 +49,9 @@ func TestPeersOfMapAndKernelAreCompared(t *testing.T) {
 			}
 			if !reflect.DeepEqual(got[0].Divergence, test.want) {
 				t.Errorf("divergence is %q, want %q", got[0].Divergence, test.want)
+			}
+			if isDirect := len(got[0].Direct) == 1; isDirect != (name == "Direct") {
+				t.Errorf("direct are %v", got[0].Direct)
 			}
 		})
 	}

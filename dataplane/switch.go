@@ -4,12 +4,14 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
 	"github.com/weft-net/weft/dataplane/kernel"
+	"github.com/weft-net/weft/dataplane/state"
 )
 
 // Switch is a change of the acceleration switches.
@@ -50,9 +52,11 @@ type Removal struct {
 }
 
 // Remove takes weft away so that the kernel path carries on by itself: programs,
-// pins and firewall; with all also the overlay devices. With nothing there it
-// removes nothing.
+// pins and firewall; with all also the overlay devices, and the routes of
+// DirectRouting to peers that the pins know. With nothing there it removes
+// nothing.
 func Remove(_ context.Context, pinDir string, vni uint32, all bool) (r Removal, err error) {
+	peers := pinnedPeers(pinDir)
 	if r.Removed, err = ebpf.Remove(pinDir); err != nil {
 		return r, err
 	}
@@ -69,9 +73,34 @@ func Remove(_ context.Context, pinDir string, vni uint32, all bool) (r Removal, 
 		return r, err
 	}
 	defer path.Close()
-	devices, err := path.Remove(vni)
+	if n, directErr := path.RemoveDirect(peers); n > 0 || directErr != nil {
+		r.Removed = append(r.Removed, fmt.Sprintf("%d routes of direct routing", n))
+		err = directErr
+	}
+	devices, devicesErr := path.Remove(vni)
 	for _, d := range devices {
 		r.Removed = append(r.Removed, fmt.Sprintf("device %s with its routes, neighbours and FDB entries", d))
 	}
-	return r, err
+	return r, errors.Join(err, devicesErr)
+}
+
+// pinnedPeers are the peers that the pins know, without their MACs; none where
+// there are no pins.
+func pinnedPeers(pinDir string) []state.Peer {
+	view, err := ebpf.OpenView(pinDir)
+	if err != nil {
+		return nil
+	}
+	defer view.Close()
+	var all []state.Peer
+	peers, err := view.Peers()
+	if err != nil {
+		return nil
+	}
+	for _, p := range peers {
+		for _, prefix := range p.Prefixes {
+			all = append(all, state.Peer{Prefix: prefix, PublicIP: p.PublicIP})
+		}
+	}
+	return all
 }

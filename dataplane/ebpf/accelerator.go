@@ -54,7 +54,8 @@ type Desired struct {
 	Uplink, Overlay int
 	// OverlayMTU is the overlay device's.
 	OverlayMTU int
-	// Local is our public IP, MAC our overlay device's address.
+	// Local is the underlay address that our packets are sent from and that
+	// peers' packets arrive at, MAC our overlay device's address.
 	Local netip.Addr
 	MAC   state.MAC
 	// SourceCheck is off, observe or enforce.
@@ -68,6 +69,9 @@ type Desired struct {
 	// Known are IPv4 peers that it does not serve yet: their packets pass the
 	// source check, and are left to the kernel.
 	Known []state.Peer
+	// Aliases are further addresses of nodes among these, from which their
+	// packets may come too.
+	Aliases []state.Alias
 }
 
 // Open loads the programs and maps. Maps of an agent before us are taken over
@@ -103,6 +107,7 @@ func (a *Accelerator) Sync(d Desired) (misfits Misfits, err error) {
 		return misfits, err
 	}
 	a.peerAddresses = peerAddresses(d.Peers, d.Known)
+	a.addAliasAddresses(d.Aliases)
 	if err := a.syncNodeAddresses(); err != nil {
 		return misfits, err
 	}

@@ -23,6 +23,21 @@ func peerAddresses(peers ...[]state.Peer) map[uint32]uint32 {
 	return all
 }
 
+// ownAddressesRoom is how many entries of the map node_addresses are kept free for
+// this node's own addresses.
+const ownAddressesRoom = 1024
+
+// addAliasAddresses adds the further addresses that peers answer on, while there
+// is room.
+func (a *Accelerator) addAliasAddresses(aliases []state.Alias) {
+	limit := int(a.objects.NodeAddresses.MaxEntries()) - ownAddressesRoom
+	for _, alias := range aliases {
+		if alias.Addr.Is4() && len(a.peerAddresses) < limit {
+			a.peerAddresses[toBE32(alias.Addr)] = 1
+		}
+	}
+}
+
 // syncNodeAddresses writes the addresses that nodes answer on: pods must not send
 // to the VXLAN port there. Those of the peers come with Sync, our own with
 // SyncPods. Where nothing has changed, nothing is read.

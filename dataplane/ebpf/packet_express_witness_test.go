@@ -339,6 +339,7 @@ func TestWitnessIsWrittenAgain(t *testing.T) {
 		"seen lately":             {age: 100 * time.Millisecond, kept: true},
 		"seen some time ago":      {age: 300 * time.Millisecond},
 		"seen long ago":           {age: time.Hour},
+		"seen before an answer":   {change: func(w *weftWitness) { w.Answered = 0 }, age: 300 * time.Millisecond},
 		"seen in another epoch":   {change: func(w *weftWitness) { w.Epoch-- }},
 		"seen at another device":  {change: func(w *weftWitness) { w.Device++ }},
 		"seen with another mark":  {change: func(w *weftWitness) { w.Mark++ }},

@@ -57,6 +57,7 @@ func (a *Accelerator) recoverSlots() error {
 func (a *Accelerator) syncPeers(d Desired) (misfits Misfits, lengths []uint8, err error) {
 	a.releaseSlots(d.Peers)
 	want := a.place(d.Peers, d.Known)
+	want.addAliases(d.Aliases, int(a.objects.Nodes.MaxEntries()))
 	for _, slot := range want.fresh {
 		if err := a.clearSlot(slot); err != nil {
 			return want.misfits, want.lengths, err
@@ -138,6 +139,45 @@ func (w *placement) add(p state.Peer, slot uint32) {
 	if have, ok := w.nodes[remote]; !ok || have.Slot == noSlot {
 		w.nodes[remote] = weftNode{Remote: remote, Slot: slot}
 	}
+}
+
+// addAliases enters further addresses of nodes, up to limit entries. A node can't
+// claim what may be another's: a public IP, an address in somebody's pod prefix,
+// or one that two nodes claim.
+func (w *placement) addAliases(aliases []state.Alias, limit int) {
+	claims := make(map[uint32]uint32, len(aliases)) // address → public IP; 0 when contested
+	for _, alias := range aliases {
+		if !alias.Addr.Is4() || !alias.PublicIP.Is4() || w.inPrefix(alias.Addr) {
+			continue
+		}
+		addr, remote := toBE32(alias.Addr), toBE32(alias.PublicIP)
+		if other, claimed := claims[addr]; claimed && other != remote {
+			remote = 0
+		}
+		claims[addr] = remote
+	}
+	for _, alias := range aliases { // in order, so that the same ones find room each time
+		if !alias.Addr.Is4() || len(w.nodes) >= limit {
+			continue
+		}
+		addr := toBE32(alias.Addr)
+		node, known := w.nodes[claims[addr]]
+		if _, taken := w.nodes[addr]; known && !taken && node.Remote == claims[addr] {
+			w.nodes[addr] = node
+		}
+	}
+}
+
+// inPrefix reports whether an address lies in a peer's pod prefix.
+func (w *placement) inPrefix(addr netip.Addr) bool {
+	for _, bits := range w.lengths {
+		if prefix, err := addr.Prefix(int(bits)); err == nil {
+			if _, ok := w.peers[toPrefix(prefix)]; ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // HasRoom tells that a peer that found no slot would find one now.

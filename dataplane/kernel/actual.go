@@ -12,7 +12,12 @@ type actual struct {
 	device *device
 	// routes are those on the device, and those of the main table that lead to
 	// a wanted prefix by another way; of the overlay's family.
+	// With DirectRouting also those inside the overlay's network that may be
+	// DirectRouting's.
 	routes []route
+	// routers are gateways of routes that lead out of the overlay's network;
+	// they are read for DirectRouting only.
+	routers map[netip.Addr]bool
 	// neighbours are those on the device, of the overlay's family.
 	neighbours []neighbour
 	// fdb are the device's forwarding entries.
@@ -48,7 +53,12 @@ type route struct {
 	// device is the name of the device it leads to, "" when there is not
 	// exactly one.
 	device string
+	// index is the device's.
+	index  int
 	onlink bool
+	// more is set when the route says something that neither ours nor flannel's
+	// do: a source address, an MTU, a realm.
+	more   bool
 	metric uint32
 	// kind is "" for a plain unicast route with one next hop, else a word such
 	// as "blackhole" or "multipath".

@@ -38,8 +38,8 @@ func (p *Path) applyDevice(s Step) error {
 	case SetAcceptRA:
 		p.setAcceptRA(s.Device)
 		return nil
-	case SetNoLearning:
-		return p.setNoLearning(link.Attrs().Index)
+	case SetLearning:
+		return p.setLearning(link.Attrs().Index, s.Learning)
 	case SetMAC:
 		return p.links.LinkSetHardwareAddr(link, s.MAC.HardwareAddr())
 	case SetMTU:
@@ -68,7 +68,8 @@ func (p *Path) addDevice(s Step) error {
 		VtepDevIndex: s.uplinkIndex,
 		SrcAddr:      s.local.AsSlice(),
 		Port:         int(s.port),
-		Learning:     false,
+		Learning:     s.Learning,
+		GBP:          s.gbp,
 		UDPCSum:      true,
 	})
 	if errors.Is(err, unix.EEXIST) {
@@ -101,16 +102,20 @@ func (p *Path) vxlanInTheWay(s Step) string {
 	return ""
 }
 
-// setNoLearning turns learning off on an existing device. It says nothing else
-// of the device: what is said of a flag that can't be changed is refused, even
-// when it is the same.
-func (p *Path) setNoLearning(index int) error {
+// setLearning turns learning on or off on an existing device. It says nothing
+// else of the device: what is said of a flag that can't be changed is refused,
+// even when it is the same.
+func (p *Path) setLearning(index int, on bool) error {
+	value := []byte{0}
+	if on {
+		value[0] = 1
+	}
 	fixed := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(fixed[4:], uint32(index))
 	r := rtnl.NewRequest(unix.RTM_NEWLINK, 0, fixed...).Nested(unix.IFLA_LINKINFO, func(r *rtnl.Request) {
 		r.Attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
 		r.Nested(unix.IFLA_INFO_DATA, func(r *rtnl.Request) {
-			r.Attr(unix.IFLA_VXLAN_LEARNING, []byte{0})
+			r.Attr(unix.IFLA_VXLAN_LEARNING, value)
 		})
 	})
 	return p.socket.Batch([]*rtnl.Request{r})[0]
@@ -152,7 +157,7 @@ func (p *Path) applyPeers(ctx context.Context, steps []Step, index int) outcome 
 		for next < len(steps) && steps[next].Op == steps[0].Op && len(group) < rtnl.BatchSize {
 			s := steps[next]
 			next++
-			if _, ok := o.failed[s.Peer]; ok && s.Peer.IsValid() {
+			if o.failed[s.Peer] != nil || o.failed[s.After] != nil {
 				continue
 			}
 			group = append(group, s)
@@ -173,7 +178,7 @@ func (p *Path) applyPeers(ctx context.Context, steps []Step, index int) outcome 
 // add counts one step.
 func (o *outcome) add(s Step, err error) {
 	switch s.Op {
-	case DeleteRoute, DeleteNeighbour, DeleteFDB:
+	case DeleteRoute, DeleteGateway, DeleteNeighbour, DeleteFDB:
 		err = unlessGone(err)
 	}
 	switch {
@@ -215,6 +220,10 @@ func peerRequest(s Step, index int) *rtnl.Request {
 	case DeleteNeighbour:
 		return rtnl.NewRequest(unix.RTM_DELNEIGH, 0, ndmsg(family(v6), index, 0, 0)...).
 			Attr(unix.NDA_DST, s.Addr.AsSlice())
+	case SetGateway:
+		return gatewayRequest(s, index, unix.RTM_NEWROUTE, set)
+	case DeleteGateway:
+		return gatewayRequest(s, index, unix.RTM_DELROUTE, 0)
 	case AddRoute:
 		return routeRequest(s, index, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.RT_SCOPE_UNIVERSE)
 	case ReplaceRoute:
@@ -228,12 +237,27 @@ func peerRequest(s Step, index int) *rtnl.Request {
 // routeRequest is a message about a peer's route. Who made it (proto) is not
 // said, as flannel does not: boot.
 func routeRequest(s Step, index int, kind, flags uint16, scope byte) *rtnl.Request {
+	var hopFlags uint32 = unix.RTNH_F_ONLINK
+	if s.direct() {
+		index, hopFlags = s.index, 0
+	}
 	// struct rtmsg of linux/rtnetlink.h
 	fixed := []byte{family(s.Addr.Is6()), byte(s.Prefix.Bits()), 0, 0, unix.RT_TABLE_MAIN, protoBoot, scope, unix.RTN_UNICAST}
-	fixed = binary.NativeEndian.AppendUint32(fixed, unix.RTNH_F_ONLINK)
+	fixed = binary.NativeEndian.AppendUint32(fixed, hopFlags)
 	return rtnl.NewRequest(kind, flags, fixed...).
 		Attr(unix.RTA_DST, s.Prefix.Addr().AsSlice()).
 		Attr(unix.RTA_GATEWAY, s.Addr.AsSlice()).
+		Uint32(unix.RTA_OIF, uint32(index))
+}
+
+// gatewayRequest is a message about the route to a gateway alone.
+func gatewayRequest(s Step, index int, kind, flags uint16) *rtnl.Request {
+	fixed := []byte{
+		family(s.Addr.Is6()), byte(s.Addr.BitLen()), 0, 0, unix.RT_TABLE_MAIN, protoBoot, unix.RT_SCOPE_LINK, unix.RTN_UNICAST,
+		0, 0, 0, 0, // flags
+	}
+	return rtnl.NewRequest(kind, flags, fixed...).
+		Attr(unix.RTA_DST, s.Addr.AsSlice()).
 		Uint32(unix.RTA_OIF, uint32(index))
 }
 

@@ -32,7 +32,11 @@ func joinEntries(have actual) []Entry {
 		entries = append(entries, e)
 	}
 	for _, r := range have.routes {
-		if r.gateway.IsValid() && r.kind == "" {
+		switch {
+		case !r.gateway.IsValid() || r.kind != "":
+		case have.device != nil && r.device != have.device.name:
+			entries = append(entries, Entry{Prefix: r.prefix, Gateway: r.gateway, PublicIP: r.gateway, Direct: true})
+		default:
 			add(Entry{Prefix: r.prefix, Gateway: r.gateway})
 		}
 	}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -20,6 +21,12 @@ type interest struct {
 	// gateways and macs are those of all peers.
 	gateways map[netip.Addr]bool
 	macs     map[state.MAC]bool
+	// local are the underlay addresses that packets are sent from. They may be
+	// on another device than the uplink.
+	local []netip.Addr
+	// remotes are the peers' public IPs, sorted: with DirectRouting it matters
+	// how the kernel reaches them. Else there are none.
+	remotes []netip.Addr
 }
 
 // newInterest is the interest in a state's events.
@@ -35,8 +42,27 @@ func newInterest(s state.State, uplinkIndex int) *interest {
 	for _, p := range s.Peers {
 		in.gateways[p.Prefix.Addr()] = true
 		in.macs[p.MAC] = true
+		if s.DirectRouting {
+			in.remotes = append(in.remotes, p.PublicIP)
+		}
+	}
+	slices.SortFunc(in.remotes, netip.Addr.Compare)
+	for _, a := range []netip.Addr{s.Local.Address, s.Local.AddressV6, s.Local.PublicIP, s.Local.PublicIPv6} {
+		if a.IsValid() {
+			in.local = append(in.local, a)
+		}
 	}
 	return in
+}
+
+// inUnderlay reports whether a route can decide whether a peer is on one of the
+// uplink's own networks.
+func (in *interest) inUnderlay(prefix netip.Prefix) bool {
+	if !prefix.IsValid() || len(in.remotes) == 0 {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(in.remotes, prefix.Masked().Addr(), netip.Addr.Compare)
+	return i < len(in.remotes) && prefix.Contains(in.remotes[i])
 }
 
 // inRoute reports whether a route, whatever device it is on, can lead peers'

@@ -8,6 +8,10 @@
 // that MAC is sent. All three lie on one VXLAN device per family, made exactly
 // as flannel makes it, so that the two can take over each other's node.
 //
+// With DirectRouting a peer on one of the uplink's own networks has none of the
+// three, but a plain route through its underlay address: its packets go as they
+// are.
+//
 // The work is always the same: read what the kernel holds, compare it with
 // what the state wants (a pure function, whose result can be printed as the
 // commands an operator would type), apply the difference.
@@ -37,8 +41,9 @@ type Uplink struct {
 	// Master is the name of the bond, bridge or VRF it belongs to, or "".
 	Master string
 	Up     bool
-	// Addrs are the interface's addresses of both families.
-	Addrs []netip.Prefix
+	// Addrs are the interface's addresses of both families, Others those of the
+	// node's other interfaces.
+	Addrs, Others []netip.Prefix
 }
 
 // Overlay is one overlay device as it is in the kernel.
@@ -65,6 +70,9 @@ type Result struct {
 	// Skipped are the peers that have not published a MAC yet. That is no
 	// error: they are served as soon as they have one.
 	Skipped []netip.Prefix
+	// Direct are the peers that are served by DirectRouting, past the overlay
+	// device.
+	Direct []netip.Prefix
 	// Steps is how many changes were made.
 	Steps int
 }
@@ -72,11 +80,16 @@ type Result struct {
 // Entry is one peer as the kernel has it, joined from route, neighbour entry
 // (by gateway) and FDB entry (by MAC). What is missing is zero; a neighbour
 // without a route, or an FDB entry without a neighbour, is an Entry too.
+//
+// Of a peer that is served by DirectRouting there is the route only: its gateway
+// is the public IP, and there is no MAC.
 type Entry struct {
 	Prefix   netip.Prefix
 	Gateway  netip.Addr
 	MAC      state.MAC
 	PublicIP netip.Addr
+	// Direct tells that the route does not lead to the overlay device.
+	Direct bool
 }
 
 // DeviceName is the name of the overlay device, the same as flannel's.

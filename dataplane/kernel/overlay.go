@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weft-net/weft/dataplane/state"
@@ -31,6 +32,8 @@ type overlay struct {
 	name string
 	v6   bool
 	vxlan
+	// learning has the device learn from packets where a MAC is.
+	learning bool
 	// mtu is in bytes.
 	mtu int
 	// mac is zero while the existing device's is to be kept.
@@ -39,6 +42,10 @@ type overlay struct {
 	prefix netip.Prefix
 	// network is the whole overlay's network, or the zero Prefix.
 	network netip.Prefix
+	// publicIP is what peers send to. Behind NAT it is not local.
+	publicIP netip.Addr
+	// direct is what DirectRouting goes by.
+	direct direct
 	// peers are those that passed choosePeers, sorted.
 	peers []state.Peer
 }
@@ -48,8 +55,10 @@ type overlay struct {
 type vxlan struct {
 	vni  uint32
 	port uint16
-	// local is the underlay address.
+	// local is the underlay address that packets are sent from.
 	local netip.Addr
+	// gbp has packets carry their marks.
+	gbp bool
 	// uplink is the device that carries the outer packets.
 	uplink      string
 	uplinkIndex int
@@ -86,24 +95,33 @@ func overlays(s state.State, up Uplink) ([]overlay, error) {
 	var found []overlay
 	var errs []error
 	for _, v6 := range []bool{false, true} {
-		local, mac, overhead := s.Local.PublicIP, s.Local.MAC, overheadV4
+		publicIP, local, mac, overhead := s.Local.PublicIP, s.Local.Address, s.Local.MAC, overheadV4
 		if v6 {
-			local, mac, overhead = s.Local.PublicIPv6, s.Local.MACv6, overheadV6
+			publicIP, local, mac, overhead = s.Local.PublicIPv6, s.Local.AddressV6, s.Local.MACv6, overheadV6
 		}
-		if !local.IsValid() {
+		if !publicIP.IsValid() {
 			continue // the node has no overlay of this family
 		}
-		o := overlay{
-			name:    DeviceName(s.VNI, v6),
-			v6:      v6,
-			vxlan:   vxlan{vni: s.VNI, port: s.Port, local: local, uplink: up.Name, uplinkIndex: up.Index},
-			mtu:     s.Local.MTU,
-			mac:     mac,
-			prefix:  prefixOf(s.Local.Prefixes, v6),
-			network: prefixOf(s.Networks, v6),
+		if !local.IsValid() {
+			local = publicIP
 		}
-		if o.mtu == 0 {
-			o.mtu = up.MTU - overhead
+		o := overlay{
+			name:     DeviceName(s.VNI, v6),
+			v6:       v6,
+			vxlan:    vxlan{vni: s.VNI, port: s.Port, local: local, gbp: s.GBP, uplink: up.Name, uplinkIndex: up.Index},
+			learning: s.Learning,
+			mtu:      up.MTU - overhead,
+			mac:      mac,
+			prefix:   prefixOf(s.Local.Prefixes, v6),
+			network:  prefixOf(s.Networks, v6),
+			publicIP: publicIP,
+			direct:   direct{on: s.DirectRouting},
+		}
+		// More than fits the uplink the kernel refuses an existing device, and
+		// gives none to a new one (vxlan_config_apply in
+		// drivers/net/vxlan/vxlan_core.c).
+		if s.Local.MTU > 0 {
+			o.mtu = min(o.mtu, s.Local.MTU)
 		}
 		if err := o.check(up); err != nil {
 			errs = append(errs, fmt.Errorf("overlay device %s: %w", o.name, err))
@@ -132,7 +150,7 @@ func (o overlay) check(up Uplink) error {
 		return fmt.Errorf("MTU %d is less than the %d bytes that IPv6 needs (uplink %s has MTU %d, VXLAN takes %d)",
 			o.mtu, minMTUv6, up.Name, up.MTU, overheadV6)
 	}
-	for _, a := range up.Addrs {
+	for _, a := range slices.Concat(up.Addrs, up.Others) {
 		if a.Addr() == o.local {
 			return nil
 		}

@@ -39,6 +39,9 @@ type Path struct {
 	socket *rtnl.Socket
 	// noted are the notes of the last plan, so each is logged once.
 	noted map[string]bool
+	// made are the routes that DirectRouting has given peers, by the name of the
+	// family's overlay device.
+	made map[string]map[madeRoute]bool
 	// raRefused are devices whose accept_ra could not be set: /proc/sys is
 	// read-only in most containers. It is not tried again.
 	raRefused map[string]bool
@@ -56,7 +59,7 @@ func Open(log *slog.Logger) (_ *Path, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	p := &Path{log: log, raRefused: map[string]bool{}}
+	p := &Path{log: log, made: map[string]map[madeRoute]bool{}, raRefused: map[string]bool{}}
 	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -165,6 +168,7 @@ func (p *Path) Plan(s state.State) (Plan, error) {
 		plan, _, err := p.plan(o, s.Peers, found.wanted)
 		all.Steps = append(all.Steps, plan.Steps...)
 		all.Skipped = append(all.Skipped, plan.Skipped...)
+		all.Direct = append(all.Direct, plan.Direct...)
 		all.Notes = append(all.Notes, plan.Notes...)
 		maps.Copy(all.Failed, plan.Failed)
 		errs = append(errs, err)
@@ -192,13 +196,44 @@ func (p *Path) look(s state.State) (surroundings, error) {
 	if err != nil {
 		return found, err
 	}
-	found.uplink.Addrs = addrs[found.uplink.Index]
+	for index, list := range addrs {
+		if index == found.uplink.Index {
+			found.uplink.Addrs = list
+		} else {
+			found.uplink.Others = append(found.uplink.Others, list...)
+		}
+	}
 	found.wanted = make(map[netip.Prefix]bool, len(s.Peers))
 	for _, peer := range s.Peers {
 		found.wanted[peer.Prefix] = true
 	}
-	found.overlays, err = overlays(s, found.uplink)
+	overlays, err := overlays(s, found.uplink)
+	for i := range overlays {
+		o := &overlays[i]
+		o.direct.made = p.made[o.name]
+		if !o.direct.on {
+			continue
+		}
+		var onLinkErr error
+		if o.direct.onLink, onLinkErr = p.readOnLink(publicIPs(s.Peers, *o), o.uplinkIndex); onLinkErr != nil {
+			return found, errors.Join(err, onLinkErr) // peers stay as they are
+		}
+	}
+	found.overlays = overlays
 	return found, err
+}
+
+// publicIPs are those of the overlay's peers, each once.
+func publicIPs(peers []state.Peer, o overlay) []netip.Addr {
+	seen := make(map[netip.Addr]bool, len(peers))
+	var addrs []netip.Addr
+	for _, p := range peers {
+		if a := p.PublicIP; o.owns(p.Prefix.Addr()) && a.IsValid() && o.owns(a) && isUnicast(a) && !seen[a] {
+			seen[a] = true
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 // plan reads what the kernel holds of an overlay and compares.
@@ -265,6 +300,12 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 		})
 		maps.Copy(res.Failed, plan.Failed)
 		maps.Copy(res.Failed, outcome.failed)
+		for _, prefix := range plan.Direct {
+			if outcome.failed[prefix] == nil {
+				res.Direct = append(res.Direct, prefix)
+			}
+		}
+		p.made[o.name] = madeRoutes(o, peers, plan, have)
 		res.Skipped = append(res.Skipped, plan.Skipped...)
 		for _, note := range plan.Notes {
 			notes[note] = true
@@ -274,6 +315,28 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 		}
 		return errors.Join(errors.Join(slices.Collect(maps.Values(refused))...), joinBounded(outcome.stale))
 	}
+}
+
+// madeRoutes are the routes of DirectRouting that are certain to be so from now
+// on: those of the peers that it serves, and those known before that could not
+// be removed.
+func madeRoutes(o overlay, peers []state.Peer, plan Plan, have actual) map[madeRoute]bool {
+	made := map[madeRoute]bool{}
+	for _, r := range have.routes {
+		if key := (madeRoute{r.prefix, r.gateway, r.device}); o.direct.made[key] {
+			made[key] = true
+		}
+	}
+	direct := make(map[netip.Prefix]bool, len(plan.Direct))
+	for _, prefix := range plan.Direct {
+		direct[prefix] = true
+	}
+	for _, p := range peers {
+		if direct[p.Prefix] && o.isDirect(p) {
+			made[madeRoute{p.Prefix, p.PublicIP, o.uplink}] = true
+		}
+	}
+	return made
 }
 
 // joinBounded joins errors, of which there may be thousands alike.
@@ -312,6 +375,39 @@ func (p *Path) DeviceMAC(name string) (state.MAC, bool, error) {
 	return d.mac, true, nil
 }
 
+// RemoveDirect removes the routes that DirectRouting has given to peers, and
+// returns how many there were.
+func (p *Path) RemoveDirect(peers []state.Peer) (removed int, err error) {
+	end, err := p.begin()
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	remotes := map[netip.Prefix]netip.Addr{}
+	wanted := map[netip.Prefix]bool{}
+	for _, peer := range peers {
+		remotes[peer.Prefix], wanted[peer.Prefix] = peer.PublicIP, true
+	}
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		o := overlay{v6: v6}
+		routes, _, err := p.readRoutes(o, nil, wanted)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		var steps []Step
+		for _, r := range routes {
+			if (ownership{overlay: o}).plain(r) && !isDeviceName(r.device) && r.gateway == remotes[r.prefix] {
+				steps = append(steps, Step{Op: DeleteRoute, Device: r.device, index: r.index, Prefix: r.prefix, Addr: r.gateway})
+			}
+		}
+		outcome := p.applyPeers(context.Background(), steps, 0)
+		removed += outcome.done
+		errs = append(errs, joinBounded(outcome.stale))
+	}
+	return removed, errors.Join(errs...)
+}
+
 // Remove removes the overlay devices of a VNI, and with them their routes,
 // neighbours and FDB entries, and returns the names of those that were there.
 // A device of such a name that is not vxlan is an error and stays.
@@ -344,13 +440,18 @@ func (p *Path) Remove(vni uint32) (removed []string, err error) {
 }
 
 // Entries is what the kernel holds for a VNI's overlay devices, whatever is
-// desired, IPv4 first. Without a device there is none.
-func (p *Path) Entries(vni uint32) ([]Entry, error) {
+// desired, IPv4 first, and what leads past them to one of the prefixes. Without a
+// device there is none.
+func (p *Path) Entries(vni uint32, prefixes ...netip.Prefix) ([]Entry, error) {
 	end, err := p.begin()
 	if err != nil {
 		return nil, err
 	}
 	defer end()
+	wanted := make(map[netip.Prefix]bool, len(prefixes))
+	for _, prefix := range prefixes {
+		wanted[prefix] = true
+	}
 	var entries []Entry
 	for _, v6 := range []bool{false, true} {
 		d, err := p.readDevice(DeviceName(vni, v6))
@@ -361,7 +462,7 @@ func (p *Path) Entries(vni uint32) ([]Entry, error) {
 			continue
 		}
 		have := actual{device: d}
-		if have.routes, err = p.readRoutes(v6, d, nil); err != nil {
+		if have.routes, _, err = p.readRoutes(overlay{v6: v6}, d, wanted); err != nil {
 			return entries, err
 		}
 		if have.neighbours, err = p.readNeighbours(v6, d); err != nil {

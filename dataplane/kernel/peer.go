@@ -30,7 +30,8 @@ type choice struct {
 //     claims a whole network must not take it from all the others.
 //
 // One MAC and underlay address behind several prefixes is one node with
-// several prefixes, and fine.
+// several prefixes, and fine. The MAC of a peer that is served by DirectRouting
+// is not looked at.
 func choosePeers(o overlay, own state.MAC, peers []state.Peer) choice {
 	c := choice{failed: map[netip.Prefix]error{}}
 	refuse := func(p state.Peer, format string, args ...any) {
@@ -46,7 +47,7 @@ func choosePeers(o overlay, own state.MAC, peers []state.Peer) choice {
 			if !p.Prefix.IsValid() {
 				refuse(p, "its pod prefix is not valid")
 			}
-		case p.MAC.IsZero():
+		case p.MAC.IsZero() && !o.isDirect(p):
 			c.skipped = append(c.skipped, p.Prefix)
 		default:
 			if err := checkPeer(o, own, p); err != nil {
@@ -80,6 +81,10 @@ func choosePeers(o overlay, own state.MAC, peers []state.Peer) choice {
 	// What can be seen from all peers.
 	byMAC := make(map[state.MAC]state.Peer, len(narrow))
 	for _, p := range refuseUnderlay(narrow, refuse) {
+		if o.isDirect(p) {
+			c.served = append(c.served, p) // its MAC is not used
+			continue
+		}
 		first, ok := byMAC[p.MAC]
 		if ok && first.PublicIP != p.PublicIP {
 			refuse(p, "its MAC %s, at %s, is also that of peer %s at %s, which comes first",
@@ -111,8 +116,10 @@ func checkPeer(o overlay, own state.MAC, p state.Peer) error {
 		return fmt.Errorf("its public IP %s is of another family than its pod prefix", p.PublicIP)
 	case !isUnicast(p.PublicIP):
 		return fmt.Errorf("its public IP %s is not the address of one host", p.PublicIP)
-	case p.PublicIP == o.local:
+	case p.PublicIP == o.local || p.PublicIP == o.publicIP:
 		return fmt.Errorf("its public IP %s is this node's own", p.PublicIP)
+	case o.isDirect(p):
+		return nil
 	case p.MAC[0]&1 != 0:
 		return fmt.Errorf("its MAC %s is a group address", p.MAC)
 	case p.MAC == own:

@@ -17,6 +17,9 @@ type Plan struct {
 	Failed map[netip.Prefix]error
 	// Skipped are the peers that have not published a MAC yet.
 	Skipped []netip.Prefix
+	// Direct are the peers that are served by DirectRouting, Failed ones
+	// excluded.
+	Direct []netip.Prefix
 	// Notes tell in words what was found and is left alone.
 	Notes []string
 }
@@ -42,7 +45,7 @@ const (
 	DeleteDevice Op = iota
 	AddDevice
 	SetAcceptRA
-	SetNoLearning
+	SetLearning
 	SetMAC
 	SetMTU
 	AddAddress
@@ -50,8 +53,10 @@ const (
 	SetUp
 	SetFDB
 	SetNeighbour
+	SetGateway
 	AddRoute
 	ReplaceRoute
+	DeleteGateway
 	DeleteRoute
 	DeleteNeighbour
 	DeleteFDB
@@ -60,8 +65,11 @@ const (
 // Step is one change. Which fields count depends on Op.
 type Step struct {
 	Op Op
-	// Device is the overlay device.
+	// Device is the overlay device, or the one that a route of DirectRouting
+	// leads to.
 	Device string
+	// index is Device's, where that is not the overlay device.
+	index int
 	// Prefix is an address with its length, or a route's destination.
 	Prefix netip.Prefix
 	// Addr is the address of a neighbour, a route's gateway, or the underlay
@@ -70,9 +78,14 @@ type Step struct {
 	MAC  state.MAC
 	// MTU is in bytes.
 	MTU int
+	// Learning is whether the device shall learn.
+	Learning bool
 	// Peer is the pod prefix that is served by the step; zero for steps that
 	// serve all, or nobody any more.
 	Peer netip.Prefix
+	// After is the peer that has to be served by an earlier step before this one
+	// may be done; most often zero.
+	After netip.Prefix
 
 	vxlan
 }
@@ -83,12 +96,16 @@ func (s Step) String() string {
 	case DeleteDevice:
 		return fmt.Sprintf("ip link del %s", s.Device)
 	case AddDevice:
-		return fmt.Sprintf("ip link add %s address %s mtu %d type vxlan id %d local %s dev %s dstport %d nolearning udpcsum",
-			s.Device, s.MAC, s.MTU, s.vni, s.local, s.uplink, s.port)
+		text := fmt.Sprintf("ip link add %s address %s mtu %d type vxlan id %d local %s dev %s dstport %d %s udpcsum",
+			s.Device, s.MAC, s.MTU, s.vni, s.local, s.uplink, s.port, learningWord(s.Learning))
+		if s.gbp {
+			text += " gbp"
+		}
+		return text
 	case SetAcceptRA:
 		return fmt.Sprintf("sysctl -w net/ipv6/conf/%s/accept_ra=0", s.Device)
-	case SetNoLearning:
-		return fmt.Sprintf("ip link set %s type vxlan nolearning", s.Device)
+	case SetLearning:
+		return fmt.Sprintf("ip link set %s type vxlan %s", s.Device, learningWord(s.Learning))
 	case SetMAC:
 		return fmt.Sprintf("ip link set %s address %s", s.Device, s.MAC)
 	case SetMTU:
@@ -103,10 +120,14 @@ func (s Step) String() string {
 		return fmt.Sprintf("bridge fdb replace %s dev %s dst %s self permanent", s.MAC, s.Device, s.Addr)
 	case SetNeighbour:
 		return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", s.Addr, s.MAC, s.Device)
+	case SetGateway:
+		return fmt.Sprintf("ip route replace %s dev %s", s.Addr, s.Device)
+	case DeleteGateway:
+		return fmt.Sprintf("ip route del %s dev %s", s.Addr, s.Device)
 	case AddRoute:
-		return fmt.Sprintf("ip route add %s via %s dev %s onlink", s.Prefix, s.Addr, s.Device)
+		return fmt.Sprintf("ip route add %s via %s dev %s%s", s.Prefix, s.Addr, s.Device, s.onlinkWord())
 	case ReplaceRoute:
-		return fmt.Sprintf("ip route replace %s via %s dev %s onlink", s.Prefix, s.Addr, s.Device)
+		return fmt.Sprintf("ip route replace %s via %s dev %s%s", s.Prefix, s.Addr, s.Device, s.onlinkWord())
 	case DeleteRoute:
 		return fmt.Sprintf("ip route del %s via %s dev %s", s.Prefix, s.Addr, s.Device)
 	case DeleteNeighbour:
@@ -115,6 +136,25 @@ func (s Step) String() string {
 		return fmt.Sprintf("bridge fdb del %s dev %s dst %s self", s.MAC, s.Device, s.Addr)
 	}
 	return fmt.Sprintf("unknown step %d", s.Op)
+}
+
+func learningWord(on bool) string {
+	if on {
+		return "learning"
+	}
+	return "nolearning"
+}
+
+// direct reports whether the step is about a route of DirectRouting.
+func (s Step) direct() bool { return s.index != 0 }
+
+// onlinkWord is for routes: a gateway on the overlay device is in no network of
+// its.
+func (s Step) onlinkWord() string {
+	if s.direct() {
+		return ""
+	}
+	return " onlink"
 }
 
 // makePlan compares what one overlay shall be with what the kernel holds of
@@ -132,7 +172,7 @@ func makePlan(want overlay, peers []state.Peer, have actual) (Plan, error) {
 		switch s.Op {
 		case AddDevice:
 			// What was on the old device goes with it.
-			have = actual{routes: routesElsewhere(want, have.routes)}
+			have = actual{routes: routesElsewhere(want, have.routes), routers: have.routers}
 		case SetMAC:
 			// The kernel flushes a device's neighbours, permanent ones too,
 			// when its MAC changes (neigh_changeaddr in net/core/neighbour.c).
@@ -142,7 +182,7 @@ func makePlan(want overlay, peers []state.Peer, have actual) (Plan, error) {
 	chosen := choosePeers(want, mac, peers)
 	plan.Failed, plan.Skipped = chosen.failed, chosen.skipped
 	want.peers = chosen.served
-	planPeers(&plan, want, have)
+	planPeers(&plan, newOwnership(want, peers, have), have)
 	return plan, nil
 }
 
@@ -182,16 +222,16 @@ func planDevice(plan *Plan, want overlay, have *device) (state.MAC, error) {
 	}
 	fresh := have == nil
 	if fresh {
-		add(Step{Op: AddDevice, MAC: mac, MTU: want.mtu, vxlan: want.vxlan})
+		add(Step{Op: AddDevice, MAC: mac, MTU: want.mtu, Learning: want.learning, vxlan: want.vxlan})
 		// The kernel's default, 1, and learning and MTU as just asked for.
-		have = &device{mac: mac, mtu: want.mtu, acceptRA: 1}
+		have = &device{mac: mac, mtu: want.mtu, learning: want.learning, acceptRA: 1}
 	}
 	// Before the device is up, or it may already have taken a router's word.
 	if have.acceptRA > 0 {
 		add(Step{Op: SetAcceptRA})
 	}
-	if have.learning {
-		add(Step{Op: SetNoLearning})
+	if have.learning != want.learning {
+		add(Step{Op: SetLearning, Learning: want.learning})
 	}
 	if have.mac != mac {
 		add(Step{Op: SetMAC, MAC: mac})
@@ -259,7 +299,15 @@ func refuseForeign(d device) error {
 //     FDB entry is there, then the neighbour is turned to it, then the old FDB
 //     entry goes.
 //   - Route, neighbour, FDB entry, when removing: the mirror image.
-func planPeers(plan *Plan, want overlay, have actual) {
+//
+// IPv6 takes no gateway on the overlay device that a route leads to elsewhere
+// (ip6_route_check_nh_onlink in net/ipv6/route.c), be it the very route that is to
+// be replaced. Then the gateway gets a route of its own for the moment.
+//
+// A peer that DirectRouting begins or ceases to serve fits in: its route is put
+// in the place of the other in one step, after the tunnel's entries have come, or
+// before they go.
+func planPeers(plan *Plan, want ownership, have actual) {
 	routes := make(map[netip.Prefix][]route, len(have.routes))
 	for _, r := range have.routes {
 		routes[r.prefix] = append(routes[r.prefix], r)
@@ -273,10 +321,14 @@ func planPeers(plan *Plan, want overlay, have actual) {
 		fdb[f.mac] = f
 	}
 
-	wantedRoutes := make(map[netip.Prefix]bool, len(want.peers))
+	wantedRoutes := make(map[netip.Prefix]route, len(want.peers))
 	wantedNeighbours := make(map[netip.Addr]bool, len(want.peers))
 	wantedFDB := make(map[state.MAC]bool, len(want.peers))
-	var setFDB, setNeighbours, setRoutes []Step
+	// What is left on the overlay device of peers that DirectRouting serves.
+	leftNeighbours := map[netip.Addr]netip.Prefix{}
+	leftFDB := map[state.MAC]netip.Prefix{}
+	var setFDB, setNeighbours, setGateways, setRoutes, deleteGateways []Step
+	misled := misleading(want.overlay, have.routes)
 	for _, p := range want.peers {
 		gateway := p.Prefix.Addr()
 		verb, needed, err := planRoute(want, p, routes[p.Prefix])
@@ -284,8 +336,21 @@ func planPeers(plan *Plan, want overlay, have actual) {
 			plan.Failed[p.Prefix] = err
 			continue
 		}
+		target := want.routeTo(p)
+		wantedRoutes[p.Prefix] = target
 		if needed {
-			setRoutes = append(setRoutes, Step{Op: verb, Device: want.name, Prefix: p.Prefix, Addr: gateway, Peer: p.Prefix})
+			setRoutes = append(setRoutes, Step{
+				Op: verb, Device: target.device, index: target.index, Prefix: p.Prefix, Addr: target.gateway, Peer: p.Prefix,
+			})
+		}
+		if needed && !want.isDirect(p) && misled(p, routes[p.Prefix]) {
+			setGateways = append(setGateways, Step{Op: SetGateway, Device: want.name, Addr: gateway, Peer: p.Prefix})
+			deleteGateways = append(deleteGateways, Step{Op: DeleteGateway, Device: want.name, Addr: gateway})
+		}
+		if want.isDirect(p) {
+			plan.Direct = append(plan.Direct, p.Prefix)
+			leftNeighbours[gateway], leftFDB[neighbours[gateway].mac] = p.Prefix, p.Prefix
+			continue
 		}
 		if (neighbours[gateway] != neighbour{ip: gateway, mac: p.MAC, permanent: true}) {
 			setNeighbours = append(setNeighbours, Step{Op: SetNeighbour, Device: want.name, Addr: gateway, MAC: p.MAC, Peer: p.Prefix})
@@ -295,43 +360,84 @@ func planPeers(plan *Plan, want overlay, have actual) {
 		if (fdb[p.MAC] != fdbEntry{mac: p.MAC, dst: p.PublicIP, permanent: true}) {
 			setFDB = append(setFDB, Step{Op: SetFDB, Device: want.name, MAC: p.MAC, Addr: p.PublicIP, Peer: p.Prefix})
 		}
-		wantedRoutes[p.Prefix], wantedNeighbours[gateway], wantedFDB[p.MAC] = true, true, true
+		wantedNeighbours[gateway], wantedFDB[p.MAC] = true, true
 	}
-	plan.Steps = append(plan.Steps, setFDB...)
-	plan.Steps = append(plan.Steps, setNeighbours...)
-	plan.Steps = append(plan.Steps, setRoutes...)
+	plan.Steps = slices.Concat(plan.Steps, setFDB, setNeighbours, setGateways, setRoutes, deleteGateways)
 
 	// What only we or flannel could have made, and nobody wants any more.
 	for _, r := range have.routes {
-		if !wantedRoutes[r.prefix] && r.isOurs(want) {
-			plan.Steps = append(plan.Steps, Step{Op: DeleteRoute, Device: want.name, Prefix: r.prefix, Addr: r.gateway})
+		if _, wanted := wantedRoutes[r.prefix]; wanted {
+			continue
+		}
+		switch {
+		case r.isGateway(want):
+			plan.Steps = append(plan.Steps, Step{Op: DeleteGateway, Device: r.device, Addr: r.prefix.Addr()})
+		case r.isOurs(want.overlay):
+			plan.Steps = append(plan.Steps, Step{Op: DeleteRoute, Device: r.device, Prefix: r.prefix, Addr: r.gateway})
+		case r.device != want.name && want.removable(r):
+			plan.Steps = append(plan.Steps, Step{Op: DeleteRoute, Device: r.device, index: r.index, Prefix: r.prefix, Addr: r.gateway})
 		}
 	}
 	for _, n := range have.neighbours {
 		if !wantedNeighbours[n.ip] && n.permanent && !n.foreign {
-			plan.Steps = append(plan.Steps, Step{Op: DeleteNeighbour, Device: want.name, Addr: n.ip})
+			plan.Steps = append(plan.Steps, Step{Op: DeleteNeighbour, Device: want.name, Addr: n.ip, After: leftNeighbours[n.ip]})
 		}
 	}
 	for _, f := range have.fdb {
 		if !wantedFDB[f.mac] && f.isOurs() {
-			plan.Steps = append(plan.Steps, Step{Op: DeleteFDB, Device: want.name, MAC: f.mac, Addr: f.dst})
+			plan.Steps = append(plan.Steps, Step{Op: DeleteFDB, Device: want.name, MAC: f.mac, Addr: f.dst, After: leftFDB[f.mac]})
 		}
 	}
+}
+
+// mayMislead reports whether IPv6 may find a peer's gateway by the route, instead
+// of on the overlay device. The default route does not count.
+func (o overlay) mayMislead(r route) bool {
+	return o.v6 && r.device != o.name && r.prefix.Bits() > 0 && !r.prefix.IsSingleIP() &&
+		o.network.IsValid() && r.prefix.Overlaps(o.network)
+}
+
+// misleading tells of a peer, and of the routes to its prefix, whether the kernel
+// would refuse the peer's gateway on the overlay device.
+func misleading(o overlay, routes []route) func(p state.Peer, exact []route) bool {
+	wanted := make(map[netip.Prefix]bool, len(o.peers))
+	for _, p := range o.peers {
+		wanted[p.Prefix] = true
+	}
+	var wide []route
+	for _, r := range routes {
+		if !wanted[r.prefix] && o.mayMislead(r) {
+			wide = append(wide, r)
+		}
+	}
+	return func(p state.Peer, exact []route) bool {
+		return slices.ContainsFunc(exact, o.mayMislead) ||
+			slices.ContainsFunc(wide, func(r route) bool { return r.prefix.Contains(p.Prefix.Addr()) })
+	}
+}
+
+// isGateway reports whether the route is one to a gateway that was left behind:
+// to the first address of a pod prefix alone, on the overlay device.
+func (r route) isGateway(want ownership) bool {
+	return want.v6 && want.plain(route{
+		kind: r.kind, proto: r.proto, metric: r.metric, onlink: r.onlink, more: r.more, gateway: r.prefix.Addr(),
+	}) && r.device == want.name && !r.gateway.IsValid() && r.prefix.IsSingleIP() && want.gateways[r.prefix.Addr()]
 }
 
 // planRoute says whether a peer needs its route to be made, and how: added
 // where there is none, so that nothing that appears meanwhile is run over, or
 // put in place of one that is recognisably ours. Any other route for the same
 // prefix that would win over ours is a conflict.
-func planRoute(want overlay, p state.Peer, have []route) (verb Op, needed bool, err error) {
+func planRoute(want ownership, p state.Peer, have []route) (verb Op, needed bool, err error) {
 	verb, needed = AddRoute, true
+	target := want.routeTo(p)
 	for _, r := range have {
 		switch {
-		case r.serves(want) && r.metric == want.metric():
+		case r.leadsAs(target) && r.metric == target.metric:
 			needed = false
-		case r.metric > want.metric():
+		case r.metric > target.metric:
 			// It loses against ours: somebody's fallback.
-		case r.isReplaceable(want, p) && r.metric == want.metric():
+		case r.isReplaceable(want, p) && r.metric == target.metric:
 			verb = ReplaceRoute
 		default:
 			return 0, false, fmt.Errorf("peer %s: a route that is not ours leads elsewhere: %s; remove it for the peer to be served",
@@ -341,29 +447,30 @@ func planRoute(want overlay, p state.Peer, have []route) (verb Op, needed bool, 
 	return verb, needed, nil
 }
 
-// serves reports whether the route carries its prefix's packets as ours does,
+// leadsAs reports whether the route carries its prefix's packets as target does,
 // whoever made it.
-func (r route) serves(o overlay) bool {
-	return r.kind == "" && r.device == o.name && r.onlink && r.gateway == r.prefix.Addr()
+func (r route) leadsAs(target route) bool {
+	return r.kind == "" && r.device == target.device && r.gateway == target.gateway && (r.onlink || !target.onlink)
 }
 
 // isOurs reports whether only we, or flannel, could have made the route:
 // through its own first address on our device, without anything else said.
 // Somebody's route through one of our gateways is not.
 func (r route) isOurs(o overlay) bool {
-	return r.serves(o) && r.proto == protoBoot && r.metric == o.metric()
+	return r.kind == "" && r.device == o.name && r.onlink && r.gateway == r.prefix.Addr() &&
+		r.proto == protoBoot && r.metric == o.metric()
 }
 
 // isReplaceable reports whether a route that leads to a wanted prefix by
 // another way is recognisably ours or flannel's: through the gateway on an
-// overlay device, be it of another VNI; or straight to the peer's public IP on
-// the uplink, as DirectRouting does.
-func (r route) isReplaceable(o overlay, p state.Peer) bool {
+// overlay device, be it of another VNI; or past it, as DirectRouting does.
+func (r route) isReplaceable(want ownership, p state.Peer) bool {
 	if r.kind != "" || r.proto != protoBoot {
 		return false
 	}
 	return isDeviceName(r.device) && r.gateway == r.prefix.Addr() ||
-		r.device == o.uplink && r.gateway == p.PublicIP
+		r.device == want.uplink && r.gateway == p.PublicIP ||
+		want.replaceable(r)
 }
 
 // isOurs reports whether only we, or flannel, could have made the entry:

@@ -143,6 +143,51 @@ func TestPlan(t *testing.T) {
 			want:   `ip link set flannel.1 type vxlan nolearning`,
 		},
 		{
+			name:   "LearningWanted",
+			change: func(s *state.State) { s.Learning = true },
+			before: goodDevice,
+			want:   `ip link set flannel.1 type vxlan learning`,
+		},
+		{
+			name:   "LearningWantedOfANewDevice",
+			change: func(s *state.State) { s.Learning, s.GBP = true, true },
+			want: `
+				ip link add flannel.1 address 0a:00:00:00:00:0a mtu 1450 type vxlan id 1 local 192.0.2.11 dev eth0 dstport 8472 learning udpcsum gbp
+				sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
+				ip addr add 10.244.25.0/32 dev flannel.1
+				ip link set flannel.1 up
+			`,
+		},
+		{
+			name:   "GroupPolicyWantedMakesTheDeviceAnew",
+			change: func(s *state.State) { s.GBP = true },
+			before: goodDevice,
+			want: `
+				ip link del flannel.1
+				ip link add flannel.1 address 0a:00:00:00:00:0a mtu 1450 type vxlan id 1 local 192.0.2.11 dev eth0 dstport 8472 nolearning udpcsum gbp
+				sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
+				ip addr add 10.244.25.0/32 dev flannel.1
+				ip link set flannel.1 up
+			`,
+		},
+		{
+			name:   "GroupPolicyAsWanted",
+			change: func(s *state.State) { s.GBP = true },
+			before: strings.ReplaceAll(goodDevice, "nolearning", "nolearning gbp"),
+		},
+		{
+			name: "PacketsAreSentFromTheInterfacesAddressBehindNAT",
+			change: func(s *state.State) {
+				s.Local.Address, s.Local.PublicIP = s.Local.PublicIP, netip.MustParseAddr("203.0.113.9")
+			},
+			before: goodDevice,
+		},
+		{
+			name:   "MTUGivenThatDoesNotFitTheUplink",
+			change: func(s *state.State) { s.Local.MTU = 8950 },
+			before: goodDevice,
+		},
+		{
 			name:   "AddressesOfAnotherPodPrefix",
 			before: strings.ReplaceAll(goodDevice, "10.244.25.0/32", "10.244.99.0/32") + "addr 172.16.0.1/24",
 			want: `
@@ -245,6 +290,12 @@ func TestPlan(t *testing.T) {
 			failed: map[string]string{"10.244.4.0/24": `node "b"): a route that is not ours leads elsewhere: 10.244.4.0/24 via 192.0.2.1 dev eth0 proto static;`},
 		},
 		{
+			name:   "RouteThatLeansOnAnotherForItsGatewayIsReplaced",
+			peers:  peerB,
+			before: goodDevice + strings.ReplaceAll(goodB, " onlink", ""),
+			want:   "ip route replace 10.244.4.0/24 via 10.244.4.0 dev flannel.1 onlink",
+		},
+		{
 			name:   "BlackholeIsAConflict",
 			peers:  peerB,
 			before: goodDevice + "route blackhole 10.244.4.0/24",
@@ -336,6 +387,30 @@ func TestOverlays(t *testing.T) {
 			name:   "UplinkHasNotTheAddress",
 			change: func(s *state.State, _ *Uplink) { s.Local.PublicIP = netip.MustParseAddr("192.0.2.111") },
 			err:    "uplink eth0 has no address 192.0.2.111; its addresses are 192.0.2.11/24, 2001:db8::11/64",
+		},
+		{
+			name: "AddressIsOnLoopback",
+			change: func(s *state.State, u *Uplink) {
+				s.Local.PublicIP = netip.MustParseAddr("198.51.100.7")
+				u.Others = []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32")}
+			},
+			devices: "flannel.1 1450 10.244.25.0/32",
+		},
+		{
+			name: "IPv6Only",
+			change: func(s *state.State, _ *Uplink) {
+				dual(s)
+				s.Local.PublicIP = netip.Addr{}
+			},
+			devices: "flannel-v6.1 1430 fd00:10:244:1::/128",
+		},
+		{
+			name: "MTUGivenForBothFamilies",
+			change: func(s *state.State, _ *Uplink) {
+				dual(s)
+				s.Local.MTU = 1440
+			},
+			devices: "flannel.1 1440 10.244.25.0/32, flannel-v6.1 1430 fd00:10:244:1::/128",
 		},
 		{
 			name:   "NoPodPrefix",

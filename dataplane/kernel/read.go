@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"os"
@@ -85,6 +86,7 @@ func newDevice(link netlink.Link) *device {
 		port:        uint16(v.Port),
 		local:       addrOf(v.SrcAddr),
 		uplinkIndex: v.VtepDevIndex,
+		gbp:         v.GBP,
 	}
 	d.learning = v.Learning
 	switch {
@@ -148,7 +150,7 @@ func (p *Path) readActual(o overlay, wanted map[netip.Prefix]bool, addrs map[int
 		}
 		have.device = d
 	}
-	if have.routes, err = p.readRoutes(o.v6, d, wanted); err != nil {
+	if have.routes, have.routers, err = p.readRoutes(o, d, wanted); err != nil {
 		return have, err
 	}
 	if d == nil || d.kind != "vxlan" {
@@ -169,73 +171,117 @@ func family(v6 bool) byte {
 	return unix.AF_INET
 }
 
-// readRoutes reads the routes of the main table that lead to a wanted prefix,
-// and those on the device (which may be nil).
-func (p *Path) readRoutes(v6 bool, d *device, wanted map[netip.Prefix]bool) ([]route, error) {
-	var routes []route
-	var unnamed []int // indexes of the routes' devices, 0 when there is not one
+// readRoutes reads of the main table the routes on the device (which may be
+// nil), those that lead to a wanted prefix, and those that DirectRouting may have
+// made or that may mislead the kernel; and the gateways of routes out of the
+// overlay's network.
+func (p *Path) readRoutes(o overlay, d *device, wanted map[netip.Prefix]bool) (routes []route, routers map[netip.Addr]bool, err error) {
+	routers = map[netip.Addr]bool{}
 	each := func(data []byte) {
-		r, index, ok := parseRoute(data)
+		r, ok := parseRoute(data)
 		if !ok {
 			return
 		}
-		if d != nil && index == d.index {
+		onDevice := d != nil && r.index == d.index
+		inside := o.network.IsValid() && holds(o.network, r.prefix)
+		if o.direct.on && !onDevice && !inside {
+			for gateway := range gateways(data) {
+				routers[gateway] = true
+			}
+		}
+		switch {
+		case onDevice:
 			r.device = d.name
-		} else if !wanted[r.prefix] {
+		case wanted[r.prefix]:
+		case o.mayMislead(r):
+		case inside && r.kind == "" && r.gateway.IsValid() && (o.direct.on || len(o.direct.made) > 0):
+			// DirectRouting's, perhaps.
+		default:
 			return
 		}
 		routes = append(routes, r)
-		unnamed = append(unnamed, index)
 	}
-	err := p.socket.Dump(
+	err = p.socket.Dump(
 		rtnl.DumpTries,
 		func() *rtnl.Request {
 			// struct rtmsg; the table filters where the kernel can (4.20).
 			fixed := make([]byte, unix.SizeofRtMsg)
-			fixed[0], fixed[4] = family(v6), unix.RT_TABLE_MAIN
+			fixed[0], fixed[4] = family(o.v6), unix.RT_TABLE_MAIN
 			return rtnl.NewRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP, fixed...)
 		},
 		unix.RTM_NEWROUTE,
-		func() { routes, unnamed = nil, nil },
+		func() { routes, routers = nil, map[netip.Addr]bool{} },
 		each,
 	)
 	if errors.Is(err, unix.ENOENT) {
-		return nil, nil // the main table of this family has never been used
+		return nil, nil, nil // the main table of this family has never been used
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading routes: %w", err)
+		return nil, nil, fmt.Errorf("reading routes: %w", err)
 	}
-	names := map[int]string{0: ""}
+	names := map[int]string{0: "", o.uplinkIndex: o.uplink}
 	for i := range routes {
 		if routes[i].device != "" {
 			continue
 		}
-		name, ok := names[unnamed[i]]
+		name, ok := names[routes[i].index]
 		if !ok {
-			name = fmt.Sprintf("if%d", unnamed[i]) // gone in between
-			if link, err := p.links.LinkByIndex(unnamed[i]); err == nil {
+			name = fmt.Sprintf("if%d", routes[i].index) // gone in between
+			if link, err := p.links.LinkByIndex(routes[i].index); err == nil {
 				name = link.Attrs().Name
 			}
-			names[unnamed[i]] = name
+			names[routes[i].index] = name
 		}
 		routes[i].device = name
 	}
-	return routes, nil
+	return routes, routers, nil
 }
 
-// parseRoute reads a route (struct rtmsg and attributes) and the index of the
-// device it leads to. It is not ok for what does not decide where a peer's
-// packets go: other tables, cached routes, routes for a source or a TOS.
-func parseRoute(data []byte) (r route, index int, ok bool) {
+// gateways are those of a route (struct rtmsg and attributes), of which one with
+// several next hops has several.
+func gateways(data []byte) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		if len(data) < unix.SizeofRtMsg {
+			return
+		}
+		for attr, value := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
+			switch attr {
+			case unix.RTA_GATEWAY:
+				if a, ok := netip.AddrFromSlice(value); ok && !yield(a) {
+					return
+				}
+			case unix.RTA_MULTIPATH:
+				// struct rtnexthop, each with attributes of its own.
+				for len(value) >= unix.SizeofRtNexthop {
+					size := int(binary.NativeEndian.Uint16(value))
+					if size < unix.SizeofRtNexthop || size > len(value) {
+						return
+					}
+					for attr, value := range rtnl.Attributes(value[unix.SizeofRtNexthop:size]) {
+						if a, ok := netip.AddrFromSlice(value); ok && attr == unix.RTA_GATEWAY && !yield(a) {
+							return
+						}
+					}
+					value = value[min((size+3)&^3, len(value)):]
+				}
+			}
+		}
+	}
+}
+
+// parseRoute reads a route (struct rtmsg and attributes) but for its device's
+// name. It is not ok for what does not decide where a peer's packets go: other
+// tables, cached routes, routes for a source or a TOS.
+func parseRoute(data []byte) (r route, ok bool) {
 	if len(data) < unix.SizeofRtMsg {
-		return r, 0, false
+		return r, false
 	}
 	bits, sourceBits, tos := int(data[1]), data[2], data[3]
 	table := uint32(data[4])
 	r.proto = data[5]
 	kind, flags := data[7], binary.NativeEndian.Uint32(data[8:])
 	if sourceBits != 0 || tos != 0 || flags&unix.RTM_F_CLONED != 0 {
-		return r, 0, false
+		return r, false
 	}
 	dst := netip.IPv4Unspecified()
 	if data[0] == unix.AF_INET6 {
@@ -254,7 +300,11 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 		case unix.RTA_GATEWAY:
 			r.gateway, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
-			index = int(rtnl.Uint32(value))
+			r.index = int(rtnl.Uint32(value))
+		case unix.RTA_PREFSRC, unix.RTA_METRICS, unix.RTA_FLOW:
+			r.more = true
+		case unix.RTA_PREF:
+			r.more = r.more || len(value) > 0 && value[0] != 0 // not medium
 		case unix.RTA_PRIORITY:
 			r.metric = rtnl.Uint32(value)
 		case unix.RTA_MULTIPATH:
@@ -268,7 +318,46 @@ func parseRoute(data []byte) (r route, index int, ok bool) {
 		}
 	}
 	r.prefix = netip.PrefixFrom(dst, bits)
-	return r, index, table == unix.RT_TABLE_MAIN && r.prefix.IsValid()
+	return r, table == unix.RT_TABLE_MAIN && r.prefix.IsValid()
+}
+
+// readOnLink asks the kernel which addresses it reaches on a device without a
+// gateway, as `ip route get` does: rules and all tables count.
+func (p *Path) readOnLink(addrs []netip.Addr, device int) (map[netip.Addr]bool, error) {
+	requests := make([]*rtnl.Request, len(addrs))
+	for i, a := range addrs {
+		fixed := make([]byte, unix.SizeofRtMsg)
+		fixed[0], fixed[1] = family(a.Is6()), byte(a.BitLen())
+		requests[i] = rtnl.NewRequest(unix.RTM_GETROUTE, 0, fixed...).Attr(unix.RTA_DST, a.AsSlice())
+	}
+	onLink := map[netip.Addr]bool{}
+	err := p.socket.Ask(requests, func(i int, data []byte, refusal error) {
+		if refusal == nil && isOnLink(data, device) { // refused: nothing leads there
+			onLink[addrs[i]] = true
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("asking for the routes to peers: %w", err)
+	}
+	return onLink, nil
+}
+
+// isOnLink reads the kernel's answer where an address is (struct rtmsg and
+// attributes).
+func isOnLink(data []byte, device int) bool {
+	if len(data) < unix.SizeofRtMsg || data[7] != unix.RTN_UNICAST {
+		return false
+	}
+	found := false
+	for attr, value := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
+		switch attr {
+		case unix.RTA_OIF:
+			found = int(rtnl.Uint32(value)) == device
+		case unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_ENCAP:
+			return false
+		}
+	}
+	return found
 }
 
 func routeKind(kind byte) string {

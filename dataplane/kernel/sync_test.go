@@ -478,7 +478,7 @@ func TestDualStack(t *testing.T) {
 		t.Errorf("overlays are %+v", res.Overlays)
 	}
 	entries, err := n.path.Entries(1)
-	if want := "[{10.244.4.0/24 10.244.4.0 0a:00:00:00:00:0b 192.0.2.12} {fd00:10:244:4::/64 fd00:10:244:4:: 0a:00:00:00:06:0b 2001:db8::12}]"; fmt.Sprint(entries) != want || err != nil {
+	if want := "[{10.244.4.0/24 10.244.4.0 0a:00:00:00:00:0b 192.0.2.12 false} {fd00:10:244:4::/64 fd00:10:244:4:: 0a:00:00:00:06:0b 2001:db8::12 false}]"; fmt.Sprint(entries) != want || err != nil {
 		t.Errorf("entries are %v (%v), want %s", entries, err, want)
 	}
 
@@ -640,10 +640,10 @@ func TestFiveThousandPeers(t *testing.T) {
 // not as it should be.
 func TestDeviceThatCannotBePutRightStillServesPeers(t *testing.T) {
 	n := newNode(t, peerB)
-	n.state.Local.MTU = 70000 // more than a vxlan device can have
+	n.state.Local.MTU = 60 // less than a vxlan device can have
 	n.Run(t, likeFlannel[:5]...)
 	res, err := n.path.Sync(t.Context(), n.state)
-	if err == nil || !strings.Contains(err.Error(), "overlay device flannel.1: ip link set flannel.1 mtu 70000: ") {
+	if err == nil || !strings.Contains(err.Error(), "overlay device flannel.1: ip link set flannel.1 mtu 60: ") {
 		t.Errorf("sync: %v", err)
 	}
 	if res.Steps != 3 || len(res.Overlays) != 1 {

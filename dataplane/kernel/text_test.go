@@ -46,7 +46,8 @@ func mustPeers(tb testing.TB, text string) []state.Peer {
 }
 
 // mustActual reads what ip and bridge print, each line after the table it is
-// from: link, addr, route, neigh, fdb.
+// from: link, addr, route, neigh, fdb. A line with router is the gateway of a
+// route out of the overlay's network.
 func mustActual(tb testing.TB, text string) actual {
 	tb.Helper()
 	var have actual
@@ -76,7 +77,7 @@ func mustActual(tb testing.TB, text string) actual {
 				d.mac = mustMAC(tb, word("address"))
 				d.vxlan = vxlan{
 					vni: uint32(number(word("id"))), port: uint16(number(word("dstport"))),
-					local: netip.MustParseAddr(word("local")), uplink: word("dev"), uplinkIndex: 2,
+					local: netip.MustParseAddr(word("local")), gbp: has("gbp"), uplink: word("dev"), uplinkIndex: 2,
 				}
 			}
 			if has("external") {
@@ -86,7 +87,8 @@ func mustActual(tb testing.TB, text string) actual {
 		case "addr":
 			have.device.addrs = append(have.device.addrs, netip.MustParsePrefix(words[0]))
 		case "route":
-			r := route{proto: protoBoot, device: word("dev"), onlink: has("onlink")}
+			r := route{proto: protoBoot, device: word("dev"), onlink: has("onlink"), more: has("src")}
+			r.index = map[string]int{"eth0": 2, have.deviceName(): 3}[r.device]
 			if words[0] == "blackhole" {
 				r.kind, words = words[0], words[1:]
 			}
@@ -104,6 +106,11 @@ func mustActual(tb testing.TB, text string) actual {
 				r.proto = 4
 			}
 			have.routes = append(have.routes, r)
+		case "router":
+			if have.routers == nil {
+				have.routers = map[netip.Addr]bool{}
+			}
+			have.routers[netip.MustParseAddr(words[0])] = true
 		case "neigh":
 			n := neighbour{ip: netip.MustParseAddr(words[0]), permanent: has("PERMANENT"), foreign: has("extern_learn")}
 			if mac := word("lladdr"); mac != "" {
@@ -121,6 +128,13 @@ func mustActual(tb testing.TB, text string) actual {
 		}
 	}
 	return have
+}
+
+func (a actual) deviceName() string {
+	if a.device == nil {
+		return ""
+	}
+	return a.device.name
 }
 
 // lines are the lines of a text without indentation and empty ones.

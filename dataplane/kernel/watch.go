@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -195,13 +197,13 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 			return false
 		}
 		index := int(binary.NativeEndian.Uint32(m.Data[4:]))
-		return index == in.uplinkIndex || w.devices[index]
+		return index == in.uplinkIndex || w.devices[index] || in.isLocal(m.Data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		r, index, ok := parseRoute(m.Data)
-		if index == in.uplinkIndex && hasMTU(m.Data) {
+		r, ok := parseRoute(m.Data)
+		if r.index == in.uplinkIndex && hasMTU(m.Data) {
 			return true // the accelerator has to know
 		}
-		return ok && (w.devices[index] || in.inRoute(r.prefix))
+		return ok && (w.devices[r.index] || in.inRoute(r.prefix)) || in.inUnderlay(r.prefix)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, ok := parseNeighbour(m.Data)
 		if !ok || !w.devices[n.index] {
@@ -213,6 +215,23 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 		return in.inNeighbour(n.neighbour(), m.Kind == unix.RTM_NEWNEIGH)
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return true
+	}
+	return false
+}
+
+// isLocal reports whether an event about an address (struct ifaddrmsg and
+// attributes) is about one that packets are sent from.
+func (in *interest) isLocal(data []byte) bool {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	for kind, value := range rtnl.Attributes(data[unix.SizeofIfAddrmsg:]) {
+		if kind != unix.IFA_LOCAL && kind != unix.IFA_ADDRESS {
+			continue
+		}
+		if a, ok := netip.AddrFromSlice(value); ok && slices.Contains(in.local, a) {
+			return true
+		}
 	}
 	return false
 }
