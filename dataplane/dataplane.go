@@ -43,18 +43,18 @@ type Options struct {
 	Log   *slog.Logger
 }
 
-// Rules are the host's rules that come with an overlay network. The zero value is
-// none.
+// Rules are the host's rules that come with an overlay network. The zero value
+// leaves them alone, whatever they are.
 type Rules struct {
-	// Masquerade has packets that leave the network go by the node's address;
-	// NotRandom keeps their source ports where they can be.
-	Masquerade, NotRandom bool
+	// Masquerade has packets that leave the network go by the node's address,
+	// OrderedPorts without random source ports.
+	Masquerade, OrderedPorts bool
 	// Forward accepts forwarded packets from and to the network.
 	Forward bool
 	// Blackhole makes a blackhole route of the node's own prefix, for nodes
 	// without a bridge that has it.
 	Blackhole bool
-	// Resync is how often the rules are looked at.
+	// Resync is how often the rules are looked at; 0 if they are left alone.
 	Resync time.Duration
 }
 
@@ -79,6 +79,7 @@ type Dataplane struct {
 	finder    *endpoint.Finder
 	verdicts  *verdicts.Watcher // nil where the host's rules can't be followed
 	pulse     *pulse
+	upkeep    *upkeep    // nil where the host's rules are left alone
 	injection *injection // guarded by mu
 	obstacles *obstacles
 	changed   chan struct{}
@@ -131,6 +132,12 @@ func Open(ctx context.Context, o Options) (_ *Dataplane, err error) {
 		return nil, err
 	}
 	d.stopped.Go(func() { d.follow(ctx, events) })
+	if d.upkeep, err = openUpkeep(o); err != nil {
+		return nil, err
+	}
+	if d.upkeep != nil {
+		d.stopped.Go(func() { d.upkeep.follow(ctx) })
+	}
 	d.injection = openInjection(o.Log)
 	return d, d.openExpress(ctx)
 }
@@ -171,6 +178,7 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 		return err
 	}
 	result, err := d.kernel.Sync(ctx, s)
+	err = errors.Join(err, d.upkeep.sync(ctx, s))
 	if ctx.Err() != nil {
 		return err // what was not looked at is not gone
 	}
@@ -495,6 +503,7 @@ func (d *Dataplane) Close() error {
 	if d.injection != nil {
 		errs = append(errs, d.injection.close())
 	}
+	errs = append(errs, d.upkeep.close())
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.Close())
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
+	"github.com/weft-net/weft/dataplane/hostrules"
 	"github.com/weft-net/weft/dataplane/kernel"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -52,10 +53,10 @@ type Removal struct {
 }
 
 // Remove takes weft away so that the kernel path carries on by itself: programs,
-// pins and firewall; with all also the overlay devices, and the routes of
-// DirectRouting to peers that the pins know. With nothing there it removes
+// pins and firewall; with all also the overlay devices, the host's rules for the
+// overlay, and the routes of DirectRouting to peers that the pins know. With nothing there it removes
 // nothing.
-func Remove(_ context.Context, pinDir string, vni uint32, all bool) (r Removal, err error) {
+func Remove(ctx context.Context, pinDir string, vni uint32, all bool) (r Removal, err error) {
 	peers := pinnedPeers(pinDir)
 	if r.Removed, err = ebpf.Remove(pinDir); err != nil {
 		return r, err
@@ -81,7 +82,21 @@ func Remove(_ context.Context, pinDir string, vni uint32, all bool) (r Removal, 
 	for _, d := range devices {
 		r.Removed = append(r.Removed, fmt.Sprintf("device %s with its routes, neighbours and FDB entries", d))
 	}
-	return r, errors.Join(err, devicesErr)
+	rules, rulesErr := removeHostRules(ctx)
+	if rules {
+		r.Removed = append(r.Removed, "flannel's masquerading and forwarding rules")
+	}
+	return r, errors.Join(err, devicesErr, rulesErr)
+}
+
+// removeHostRules tells whether there were any.
+func removeHostRules(ctx context.Context) (bool, error) {
+	rules, err := hostrules.Open(hostrules.Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return false, err
+	}
+	defer rules.Close()
+	return rules.Remove(ctx)
 }
 
 // pinnedPeers are the peers that the pins know, without their MACs; none where
