@@ -12,8 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/weft-net/weft/controlplane"
-	"github.com/weft-net/weft/controlplane/static"
 	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -21,11 +19,24 @@ import (
 // runAgent is "weft agent".
 func runAgent(e *env, args []string) error {
 	var o agentOptions
-	fs := newFlags(e, "agent", "--config FILE [flags]", `Runs the dataplane of this node until SIGTERM or SIGINT. What it has set up keeps
-carrying traffic after it has stopped; "weft remove" takes it away.`)
+	fs := newFlags(e, "agent", "[--config FILE | --kube-subnet-mgr | --etcd-endpoints URLS] [flags]", `Runs the dataplane of this node until SIGTERM or SIGINT. What it has set up keeps
+carrying traffic after it has stopped; "weft remove" takes it away.
+
+The peers come from a file (--config), from the Kubernetes API (--kube-subnet-mgr),
+or else from etcd. Called as flanneld, weft is this command. A flag that is not
+given is taken from the environment: FLANNELD_IP_MASQ is --ip-masq.`)
 	o.register(fs.FlagSet)
 	if _, err := parseFlags(fs, args); err != nil {
 		return err
+	}
+	if err := usageFaults("agent", fromEnvironment(fs.FlagSet, e.getenv)); err != nil {
+		return err
+	}
+	if o.Version {
+		return runVersion(e, nil)
+	}
+	if o.Config != "" && o.SubnetFile == defaultSubnetFile {
+		o.SubnetFile = "" // nobody waits for it
 	}
 	if err := o.Validate(); err != nil {
 		return err
@@ -37,10 +48,13 @@ carrying traffic after it has stopped; "weft remove" takes it away.`)
 type agent struct {
 	log     *slog.Logger
 	timing  timing
-	store   controlplane.Store
+	source  source
 	path    datapath
 	loop    *loop
 	record  *record
+	memory  *memory // nil where the source is always there
+	subnet  subnetFile
+	offer   *offer // nil until the store is there, or where it needs none
 	metrics *loopMetrics
 	// counters is nil when no metrics are served.
 	counters *collector
@@ -56,7 +70,8 @@ type agent struct {
 	retries  int
 	ready    bool
 	counting bool
-	// Of the store's goroutine.
+
+	wanting sync.Mutex // guards what is wanted
 	desired *state.State
 }
 
@@ -74,14 +89,10 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 
 	b := thisBuild()
 	log.Info("weft agent starts", "version", b.Version, "pid", os.Getpid(), "kernel", b.Kernel)
-	store, err := static.Open(o.Config, log)
+	from, err := newSource(e, &o, log)
 	if err != nil {
-		// At start somebody is watching: tell all and end. Later a broken
-		// file leaves the last good state in force.
-		return fmt.Errorf("the config file cannot be used:\n%w", err)
+		return err
 	}
-	first := store.State()
-	log.Info("config read", "store", store.Kind(), "path", store.Path(), "node", first.Local.Node, "vni", first.VNI, "peers", len(namesOf(first)))
 
 	web, err := listenIfWanted(o.MetricsAddr, log)
 	if err != nil {
@@ -94,7 +105,7 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 	path, err := e.node.Open(e.ctx, dataplane.Options{
 		PinDir: o.PinDir, StateDir: o.StateDir,
 		Accel: o.Accel, Express: o.Express, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
-		Log: log,
+		Rules: from.rules(&o), Log: log,
 	})
 	if err != nil {
 		if e.ctx.Err() != nil {
@@ -109,16 +120,27 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 	}()
 
 	a := &agent{
-		log: log, timing: t, store: store, path: path,
+		log: log, timing: t, source: from, path: path,
+		subnet: subnetFile{path: o.SubnetFile, ipMasq: o.IPMasq, log: log},
 		health: newFailures(log, "reading the peers"),
 		record: newRecord(o.RunDir, runInfo{
 			Version: b.Version, PID: os.Getpid(), StartedAt: e.now().UTC(),
-			Store: storeInfo{Kind: store.Kind(), Config: store.Path()},
+			Store: storeInfo{Kind: from.kind, Config: from.place},
 		}, log),
 	}
-	a.loop = newLoop(t, log, path.Sync, path.Changed(), a.synced)
+	a.loop = newLoop(t, log, a.sync, path.Changed(), a.synced)
+	if from.flannel {
+		a.memory = newMemory(o.StateDir, from.kind, log, e.now)
+	}
 	a.publish(e, web, b, o.MetricsMaxPeers)
 	defer a.unpublish(web) // before the dataplane that scrapes read is closed
+	if o.HealthzPort > 0 {
+		checks, err := listenHealthz(o.HealthzIP, o.HealthzPort, a.isReady, log)
+		if err != nil {
+			return err
+		}
+		defer checks.Close()
+	}
 	if err := a.record.Write(); err != nil {
 		return err
 	}
@@ -165,13 +187,16 @@ func (a *agent) run(e *env) error {
 	parts.Go(func() { a.record.Run(ctx) })
 	parts.Go(func() { a.loop.Run(ctx) })
 	parts.Go(func() { a.lookNowAndThen(ctx) })
+	if a.memory != nil {
+		parts.Go(func() { a.memory.Run(ctx, a.timing.MemoryGap) })
+		parts.Go(func() { a.startFromMemory(ctx) })
+	}
 	parts.Go(func() {
-		err := a.store.Run(ctx, a)
-		if ctx.Err() == nil {
+		if err := a.runStore(ctx, e.node, &parts); ctx.Err() == nil {
 			if err == nil {
 				err = errors.New("it ended")
 			}
-			stop(fmt.Errorf("reading the peers from the %s store: %w", a.store.Kind(), err))
+			stop(fmt.Errorf("reading the peers from the %s store: %w", a.source.kind, err))
 		}
 	})
 	<-ctx.Done()
@@ -193,6 +218,16 @@ func (a *agent) run(e *env) error {
 
 // Deliver implements controlplane.Sink.
 func (a *agent) Deliver(s state.State) {
+	if a.memory != nil {
+		a.memory.Note(s)
+	}
+	a.want(s)
+}
+
+// want has the dataplane hold a state.
+func (a *agent) want(s state.State) {
+	a.wanting.Lock()
+	defer a.wanting.Unlock()
 	if a.desired != nil && reflect.DeepEqual(*a.desired, s) {
 		a.loop.Want(s)
 		return
@@ -255,6 +290,9 @@ func (a *agent) synced(o outcome) {
 		a.log.Info("the node is ready", "peers", len(namesOf(o.state)), "prefixes", len(o.state.Peers), "took", o.duration.Round(time.Millisecond))
 	}
 	a.look(o.at)
+	if o.err == nil {
+		a.carries(o.state, first)
+	}
 	a.record.Update(func(r *runInfo) {
 		r.Ready = a.ready
 		r.Sync.Last, r.Sync.Error, r.Sync.Failures = o.at.UTC(), text(o.err), a.retries

@@ -72,7 +72,7 @@ func (d *desk) startAgentBy(args []string, run func(*env, []string) int) *runnin
 	args = append([]string{"agent", "--config", a.config, "--run-dir", d.runDir, "--metrics-addr", "127.0.0.1:0"}, args...)
 	go func() {
 		defer close(a.done)
-		a.status = run(&env{ctx: ctx, stdout: io.Discard, stderr: a.errs, node: d.node, now: time.Now}, args)
+		a.status = run(&env{ctx: ctx, stdout: io.Discard, stderr: a.errs, node: d.node, now: time.Now, getenv: d.getenv}, args)
 	}()
 	d.tb.Cleanup(func() { a.end() })
 	return a

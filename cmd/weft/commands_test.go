@@ -46,23 +46,23 @@ func TestEveryCommandsHelp(t *testing.T) {
 
 func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 	for line, want := range map[string]string{
-		"":                        `weft: no command given; "weft help" lists them`,
-		"stauts":                  `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, version, help`,
-		"--wide peers":            `weft: flags come after a command, as in "weft status --wide"; "weft help" lists the commands`,
-		"status --colour":         `weft: status: there is no flag --colour; "weft status -h" lists the flags`,
-		"status now":              `weft: status: there is no use for "now"; "weft status -h" shows how to call it`,
-		"status -o yaml":          `weft: status: -o is "yaml"; give text or json`,
-		"status --vni 16777216":   `weft: status: --vni is 16777216; give a number from 1 to 16777215`,
-		"status --vni one":        `weft: status: invalid value "one" for flag -vni: parse error; "weft status -h" lists the flags`,
-		"peers --pin-dir pins":    `weft: peers: --pin-dir is "pins"; give an absolute path`,
-		"accel":                   `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
-		"accel maybe":             `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
-		"accel express on":        `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
-		"accel on node-b":         `weft: accel: "node-b" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
-		"accel off kernel":        `weft: accel: "kernel" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
-		"accel on express base":   `weft: accel: there is no use for "base"; "weft accel -h" shows how to call it`,
-		"agent":                   `weft: agent: --config is missing; give the YAML file that names this node and its peers`,
-		"help stauts":             `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, version, help`,
+		"":                      `weft: no command given; "weft help" lists them`,
+		"stauts":                `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, mk-docker-opts, version, help`,
+		"--wide peers":          `weft: flags come after a command, as in "weft status --wide"; "weft help" lists the commands`,
+		"status --colour":       `weft: status: there is no flag --colour; "weft status -h" lists the flags`,
+		"status now":            `weft: status: there is no use for "now"; "weft status -h" shows how to call it`,
+		"status -o yaml":        `weft: status: -o is "yaml"; give text or json`,
+		"status --vni 16777216": `weft: status: --vni is 16777216; give a number from 1 to 16777215`,
+		"status --vni one":      `weft: status: invalid value "one" for flag -vni: parse error; "weft status -h" lists the flags`,
+		"peers --pin-dir pins":  `weft: peers: --pin-dir is "pins"; give an absolute path`,
+		"accel":                 `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
+		"accel maybe":           `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
+		"accel express on":      `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
+		"accel on node-b":       `weft: accel: "node-b" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
+		"accel off kernel":      `weft: accel: "kernel" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
+		"accel on express base": `weft: accel: there is no use for "base"; "weft accel -h" shows how to call it`,
+		"agent --config a.yaml --kube-subnet-mgr": `weft: agent: --config and --kube-subnet-mgr both say where the peers come from; give one of them`,
+		"help stauts":             `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, mk-docker-opts, version, help`,
 		"version -o text --peers": `weft: version: there is no flag --peers; "weft version -h" lists the flags`,
 	} {
 		status, stdout, stderr := newDesk(t).call(strings.Fields(line)...)
@@ -73,10 +73,16 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 }
 
 func TestAgentOptionsReportEveryFaultAtOnce(t *testing.T) {
-	_, _, stderr := newDesk(t).call(strings.Fields("agent --accel on --express off,auto --source-check strict --max-peers 0 --metrics-addr 9273 --metrics-max-peers -1 --log-level loud --log-format xml --state-dir x")...)
+	_, _, stderr := newDesk(t).call(strings.Fields("agent --accel on --express off,auto --source-check strict --max-peers 0 --metrics-addr 9273 --metrics-max-peers -1 --log-level loud --log-format xml --state-dir x --healthz-port 99999 --iface-regex [ --public-ip none --subnet-lease-renew-margin 1440 --iptables-resync 0 --etcd-endpoints nowhere://x --etcd-certfile c --subnet-file s")...)
 	want := `weft: agent:
   --state-dir is "x"; give an absolute path
-  --config is missing; give the YAML file that names this node and its peers
+  --iptables-resync is 0; give a number from 1 to 86400
+  --healthz-port is 99999; give a number from 0 to 65535
+  --iface-regex "[" is not a regular expression: error parsing regexp: missing closing ]: ` + "`[`" + `
+  --public-ip "none" is not an IPv4 address
+  --etcd-endpoints has "nowhere://x", which is neither http nor https; give URLs as in http://127.0.0.1:2379
+  --etcd-certfile is "c" and --etcd-keyfile ""; give both, or none if etcd asks for no certificate
+  --subnet-lease-renew-margin is 24h0m0s; give from 1 to 1439 minutes
   --accel is "on"; give auto or off
   --express is "off,auto"; give auto, on or off
   --source-check is "strict"; give off, observe or enforce

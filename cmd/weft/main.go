@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -23,6 +24,7 @@ type env struct {
 	stdout, stderr io.Writer
 	node           node
 	now            func() time.Time
+	getenv         func(string) string
 }
 
 // command is a verb or noun of the command line.
@@ -41,6 +43,7 @@ func commands() []command {
 		{"peers", "show the peers and their traffic", runPeers},
 		{"accel", "turn acceleration on or off, for the node or for peers", runAccel},
 		{"remove", "take weft away from this node", runRemove},
+		{"mk-docker-opts", "make options for dockerd of what the agent has written", runMkDockerOpts},
 		{"version", "show the version", runVersion},
 		{"help", "show this text, or that of a command", runHelp},
 	}
@@ -64,15 +67,23 @@ func (e usageError) Is(target error) bool { return target == errUsage }
 // usagef makes a usageError.
 func usagef(format string, args ...any) error { return usageError(fmt.Sprintf(format, args...)) }
 
-func main() { os.Exit(weft(os.Args[1:])) }
+// otherNames are names under which weft is called in flannel's place, and the
+// commands that they stand for.
+var otherNames = map[string]string{"flanneld": "agent", "mk-docker-opts.sh": "mk-docker-opts"}
 
-// weft runs args in the real world and returns the exit status.
+func main() { os.Exit(weft(os.Args)) }
+
+// weft runs args, the first of which is its name, in the real world and returns
+// the exit status.
 func weft(args []string) int {
+	if command, ok := otherNames[filepath.Base(args[0])]; ok {
+		args = append([]string{"weft", command}, args[1:]...)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	// The second signal ends a stop that hangs.
 	context.AfterFunc(ctx, stop)
-	return run(&env{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr, node: linux{}, now: time.Now}, args)
+	return run(&env{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr, node: linux{}, now: time.Now, getenv: os.Getenv}, args[1:])
 }
 
 // run runs args in e and returns the exit status, errors told on e.stderr.

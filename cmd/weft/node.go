@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/dataplane/state"
+	"github.com/weft-net/weft/dataplane/uplink"
 )
 
 // node is what the commands need of a node's kernel. Tests have their own.
 type node interface {
 	Open(ctx context.Context, o dataplane.Options) (datapath, error)
+	OpenUplink(log *slog.Logger) (uplinkFinder, error)
 	Inspect(ctx context.Context, pinDir string, vni uint32) (dataplane.Report, error)
 	SetAccel(pinDir string, s dataplane.Switch) error
 	Remove(ctx context.Context, pinDir string, vni uint32, all bool) (dataplane.Removal, error)
@@ -20,6 +23,16 @@ type datapath interface {
 	Sync(ctx context.Context, s state.State) error
 	Changed() <-chan struct{}
 	Report(ctx context.Context) (dataplane.Report, error)
+	MACs(vni uint32) (v4, v6 state.MAC, err error)
+	MTU() int
+	BridgeFault(s state.State) error
+	Close() error
+}
+
+// uplinkFinder is what the agent needs to know its uplink.
+type uplinkFinder interface {
+	Find(o uplink.Options) (uplink.Uplink, error)
+	Watch(ctx context.Context) (<-chan struct{}, error)
 	Close() error
 }
 
@@ -32,6 +45,14 @@ func (linux) Open(ctx context.Context, o dataplane.Options) (datapath, error) {
 		return nil, err // not a datapath that holds a nil pointer
 	}
 	return d, nil
+}
+
+func (linux) OpenUplink(log *slog.Logger) (uplinkFinder, error) {
+	f, err := uplink.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func (linux) Inspect(ctx context.Context, pinDir string, vni uint32) (dataplane.Report, error) {

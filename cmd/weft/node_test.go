@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/dataplane/state"
+	"github.com/weft-net/weft/dataplane/uplink"
 )
 
 // update rewrites the golden files of testdata.
@@ -39,7 +41,26 @@ type fakeNode struct {
 	removals  []string
 	// left is what Remove leaves on purpose.
 	left []string
+
+	uplink    uplink.Uplink
+	uplinkErr error
+	moved     chan struct{} // nudges that the uplink may be another
+	bridgeErr error
 }
+
+func (n *fakeNode) OpenUplink(*slog.Logger) (uplinkFinder, error) { return fakeUplink{n}, nil }
+
+// fakeUplink finds what the fakeNode says.
+type fakeUplink struct{ n *fakeNode }
+
+func (f fakeUplink) Find(uplink.Options) (uplink.Uplink, error) {
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	return f.n.uplink, f.n.uplinkErr
+}
+
+func (f fakeUplink) Watch(context.Context) (<-chan struct{}, error) { return f.n.moved, nil }
+func (f fakeUplink) Close() error                                   { return nil }
 
 func (n *fakeNode) Open(_ context.Context, o dataplane.Options) (datapath, error) {
 	n.mu.Lock()
@@ -105,6 +126,18 @@ func (d fakeDatapath) Report(context.Context) (dataplane.Report, error) {
 	return d.n.report, d.n.err
 }
 
+func (d fakeDatapath) MACs(uint32) (v4, v6 state.MAC, err error) {
+	return state.MAC{2, 0, 0, 0, 0, 4}, state.MAC{2, 0, 0, 0, 0, 6}, nil
+}
+
+func (d fakeDatapath) MTU() int { return 1450 }
+
+func (d fakeDatapath) BridgeFault(state.State) error {
+	d.n.mu.Lock()
+	defer d.n.mu.Unlock()
+	return d.n.bridgeErr
+}
+
 func (d fakeDatapath) Close() error {
 	d.n.mu.Lock()
 	defer d.n.mu.Unlock()
@@ -127,7 +160,10 @@ type desk struct {
 	tb     testing.TB
 	node   *fakeNode
 	runDir string
+	env    map[string]string
 }
+
+func (d *desk) getenv(name string) string { return d.env[name] }
 
 func newDesk(tb testing.TB) *desk {
 	tb.Helper()
@@ -148,7 +184,7 @@ func (d *desk) callUntil(ctx context.Context, args ...string) (status int, stdou
 		args = append(args, "--run-dir", d.runDir)
 	}
 	var out, errs syncBuffer
-	status = run(&env{ctx: ctx, stdout: &out, stderr: &errs, node: d.node, now: func() time.Time { return noon }}, args)
+	status = run(&env{ctx: ctx, stdout: &out, stderr: &errs, node: d.node, now: func() time.Time { return noon }, getenv: d.getenv}, args)
 	tidy := func(s string) string { return strings.ReplaceAll(s, d.runDir, "RUN") }
 	return status, tidy(out.String()), tidy(errs.String())
 }

@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 )
 
 // agentOptions are what can be chosen for an agent.
 type agentOptions struct {
 	places
+	flannelOptions
 	Config          string
 	Accel           string
 	Express         string
@@ -25,6 +27,7 @@ type agentOptions struct {
 // register adds the agent's flags, whose defaults are its defaults.
 func (o *agentOptions) register(fs *flag.FlagSet) {
 	o.places.register(fs)
+	o.flannelOptions.register(fs)
 	fs.StringVar(&o.Config, "config", "", "YAML `file` that says what this node is and which peers it has; read again when it changes")
 	fs.StringVar(&o.Accel, "accel", "auto", "`mode` of acceleration: auto, or off for the kernel path alone")
 	fs.StringVar(&o.Express, "express", "auto", "`mode` of the express path, from pod to pod past the host's stack: auto, off, or on to have syncs fail while something is in its way")
@@ -44,9 +47,17 @@ const (
 
 // Validate reports every fault at once.
 func (o *agentOptions) Validate() error {
-	faults := o.faults()
-	if o.Config == "" {
-		faults = append(faults, "--config is missing; give the YAML file that names this node and its peers")
+	faults := append(o.places.faults(), o.flannelOptions.faults()...)
+	if o.Config != "" && o.KubeSubnetMgr {
+		faults = append(faults, "--config and --kube-subnet-mgr both say where the peers come from; give one of them")
+	}
+	if err := o.uplink(true, true).Validate(); err != nil {
+		faults = append(faults, strings.Split(err.Error(), "\n")...)
+	}
+	if !o.KubeSubnetMgr && o.Config == "" {
+		if err := o.etcd(nil).Validate(); err != nil {
+			faults = append(faults, strings.Split(err.Error(), "\n")...)
+		}
 	}
 	faults = append(faults,
 		oneOf("--accel", o.Accel, "auto", "off"),
@@ -97,6 +108,9 @@ func addressFault(name, value string) string {
 func (o *agentOptions) logger(e *env) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(o.LogLevel)) // Validate has seen it
+	if o.Verbosity > 0 {
+		level = min(level, slog.LevelDebug)
+	}
 	options := &slog.HandlerOptions{Level: level}
 	if o.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(e.stderr, options))

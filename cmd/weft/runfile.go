@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/renameio/v2"
+
 	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -109,17 +111,8 @@ func writeRunInfo(runDir string, info runInfo) error {
 	if err != nil {
 		return fmt.Errorf("writing the run file: %w", err)
 	}
-	temporary := runPath(runDir) + ".new"
-	// Only the holder of the lock writes here, so the name can be fixed; and
-	// what a crash left is overwritten.
-	if err := os.WriteFile(temporary, append(data, '\n'), 0o644); err != nil {
-		return fmt.Errorf("writing the run file: %w", err)
-	}
 	// The mode is for everybody to read, whatever the umask is.
-	if err := os.Chmod(temporary, 0o644); err != nil {
-		return fmt.Errorf("writing the run file: %w", err)
-	}
-	if err := os.Rename(temporary, runPath(runDir)); err != nil {
+	if err := renameio.WriteFile(runPath(runDir), append(data, '\n'), 0o644, renameio.IgnoreUmask()); err != nil {
 		return fmt.Errorf("writing the run file: %w", err)
 	}
 	return nil

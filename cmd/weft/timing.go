@@ -12,6 +12,8 @@ type timing struct {
 	StuckAfter time.Duration
 	ReportGap  time.Duration
 	LookGap    time.Duration
+	MemoryGap  time.Duration
+	StoreWait  time.Duration
 }
 
 // defaultTiming is every interval of the agent, with its reason.
@@ -52,5 +54,14 @@ func defaultTiming() timing {
 		// Between looks without a sync. Pods come, and what is in the way of
 		// express comes and goes, without one; "weft status" is to know.
 		LookGap: 10 * time.Second,
+
+		// Between looks for something new to remember. In a cluster that grows
+		// there always is.
+		MemoryGap: 5 * time.Second,
+
+		// How long a start waits for the store before it goes by memory. On the
+		// way up the API answers in a second or two; what the kernel still
+		// carries meanwhile it carries.
+		StoreWait: 5 * time.Second,
 	}
 }
