@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && peers
 
 package etcd
 
@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/weft-net/weft/dataplane/state"
@@ -53,11 +54,13 @@ func (h *host) flanneld(tb testing.TB, prefix string) (stop func(), log *bytes.B
 	cmd := exec.CommandContext(ctx, program, "--etcd-endpoints", "http://127.0.0.1:2379", "--etcd-prefix", prefix,
 		"--iface", "eth0", "--subnet-file", h.env, "--iptables-forward-rules=false")
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the thread that starts it
 	written := modified(h.env)
-	h.MustDo(tb, cmd.Start)
 	ended := make(chan struct{})
 	go func() {
-		cmd.Wait()
+		if err := h.Do(cmd.Run); err != nil {
+			fmt.Fprintln(log, err)
+		}
 		close(ended)
 	}()
 	stop = func() {

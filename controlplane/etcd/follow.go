@@ -216,8 +216,9 @@ func (ss *session) work(ctx context.Context) error {
 		err = ss.renewLease(ctx)
 	case !ss.published():
 		err = ss.publish(ctx)
-	default:
+	case ss.tasks.failures == 0:
 		return nil
+	default: // what failed has come to nothing
 	}
 	switch {
 	case ctx.Err() != nil, isEnding(err):

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && peers
 
 package etcd
 
@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/controlplane"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -309,6 +310,23 @@ func TestNodeLacksAFamily(t *testing.T) {
 	n.says(t, "the network has IPv6 but this node has no IPv6 address", `"eth0"`, "--public-ipv6")
 	store.Announce(dualOffer(1))
 	n.ready(t)
+	n.isWell(t)
+}
+
+func TestAddressIsGoneForAWhile(t *testing.T) {
+	t.Parallel()
+	h := mustHand(t, sharedEtcd(t), network)
+	n := start(t, sharedEtcd(t), offer(1))
+	n.watches(t, h)
+	before := n.state()
+	n.store.Announce(controlplane.Offer{Uplink: "eth0"})
+	n.says(t, "this node has no IPv4 address", `"eth0"`, "--public-ip")
+	h.put("subnets/10.244.0.0-30", value(3))
+	n.hasPeers(t, "10.244.0.0/30")
+	if got := n.state().Local; fmt.Sprint(got) != fmt.Sprint(before.Local) {
+		t.Errorf("local part %+v, was %+v", got, before.Local)
+	}
+	n.store.Announce(offer(1))
 	n.isWell(t)
 }
 

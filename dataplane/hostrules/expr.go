@@ -150,9 +150,6 @@ func (r *rule) readMatch(f *family, exprs []expr.Any) int {
 	}
 	addr, _ := netip.AddrFromSlice(append(bytes.Clone(cmp.Data), make([]byte, int(f.addressSize)-size)...))
 	m := match{not: cmp.Op == expr.CmpOpNeq, prefix: netip.PrefixFrom(addr, length)}
-	if m.prefix.Masked() != m.prefix {
-		return 0 // compares with what the mask has taken: never true
-	}
 	switch {
 	case payload.Offset == f.sourceOffset && !r.from.prefix.IsValid() && !r.to.prefix.IsValid():
 		r.from = m

@@ -46,7 +46,7 @@ func hostOf(tb testing.TB, f flavour) {
 	tb.Helper()
 	dir := tb.TempDir()
 	link(tb, dir, f, "iptables", "iptables-restore", "ip6tables", "ip6tables-restore")
-	setenv(tb, "PATH", dir+":"+os.Getenv("PATH"))
+	tb.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
 // onlyPrograms makes a PATH with these programs of iptables and no other.
@@ -54,11 +54,7 @@ func onlyPrograms(tb testing.TB, f flavour, names ...string) {
 	tb.Helper()
 	dir := tb.TempDir()
 	link(tb, dir, f, names...)
-	setenv(tb, "PATH", dir)
-}
-
-func setenv(tb testing.TB, name, value string) {
-	tb.(interface{ Setenv(name, value string) }).Setenv(name, value)
+	tb.Setenv("PATH", dir)
 }
 
 // link makes programs of a flavour in a directory.
