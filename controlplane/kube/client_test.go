@@ -1,7 +1,10 @@
 package kube
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -114,5 +117,17 @@ func TestHeartbeatsAreNoNudges(t *testing.T) {
 	}
 	if err := n.Update(&corev1.Pod{}); err == nil {
 		t.Error("a Pod is a Node")
+	}
+}
+
+func TestClientGoIsHeardForDebuggingOnly(t *testing.T) {
+	for level, lines := range map[slog.Level]int{slog.LevelInfo: 0, slog.LevelDebug: 2} {
+		var text bytes.Buffer
+		l := quietLogger(slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: level})))
+		l.WithName("reflector").WithValues("a", 1).Error(errors.New("no"), "Failed to watch")
+		l.Info("something")
+		if got := text.String(); strings.Count(got, "\n") != lines || strings.Count(got, "level=DEBUG") != lines {
+			t.Errorf("at %s: %s", level, got)
+		}
 	}
 }

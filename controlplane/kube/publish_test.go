@@ -100,6 +100,33 @@ func TestFailuresAreTriedAgainLaterAndLater(t *testing.T) {
 	}
 }
 
+func TestAPIThatIsBackIsAskedAtOnce(t *testing.T) {
+	o := sound(t)
+	o.APIURL = "http://192.0.2.1:8080"
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{Store: s, nodes: newNodes(s.reader, s.nudge), answers: &answers{nudge: s.nudge}, publisher: newPublisher(s.log), sink: nobody{}}
+	r.answers.Note(errors.New("no"))
+	r.publisher.notBefore = time.Now().Add(time.Minute)
+	r.look(t.Context())
+	if r.publisher.notBefore.IsZero() {
+		t.Error("it is still away")
+	}
+	r.answers.Note(nil)
+	r.look(t.Context())
+	if !r.publisher.notBefore.IsZero() {
+		t.Errorf("waiting until %s", r.publisher.notBefore)
+	}
+}
+
+// nobody takes nothing.
+type nobody struct{}
+
+func (nobody) Deliver(state.State) {}
+func (nobody) Health(error)        {}
+
 func TestConditionIsSetOnceAndWhenItIsLost(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	for have, want := range map[condition][2]bool{ // first, later

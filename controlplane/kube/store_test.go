@@ -274,7 +274,9 @@ func TestSomebodyElseInsistsOnOtherAnnotations(t *testing.T) {
 
 func TestOfferChanges(t *testing.T) {
 	makeTwo(t)
-	r := start(t, singleV4)
+	r := newRig(t, singleV4)
+	r.store.timing.Gap = time.Hour // is for peers
+	r.run(ourOffer())
 	first := r.waitState("a state", func(state.State) bool { return true })
 	r.waitNode(me, "annotations", func(n nodeJSON) bool { return n.flannels()["public-ip"] == "192.0.2.11" })
 	o := ourOffer()
@@ -466,6 +468,9 @@ func TestAPIIsAwayFromTheStart(t *testing.T) {
 	r.gate.close()
 	r.run(ourOffer())
 	r.waitHealth("connection refused")
+	if err, _ := r.sink.healthNow(); strings.Contains(err.Error(), me) {
+		t.Errorf("nothing is known of the node, but: %v", err)
+	}
 	if n := r.sink.delivered(); n != 0 {
 		t.Errorf("%d states from nowhere", n)
 	}
