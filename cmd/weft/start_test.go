@@ -150,6 +150,14 @@ func TestNodeOffersItsUplinkAndThenThatItCarries(t *testing.T) {
 	if o, _ := c.store.last(); o.MAC != (state.MAC{2, 1, 1, 1, 1, 1}) {
 		t.Errorf("the device's MAC is offered as %v", o.MAC)
 	}
+	c.node.moved <- struct{}{}
+	var before int
+	c.node.locked(func() { before = c.node.syncs })
+	c.node.changes <- struct{}{}
+	eventually(t, "another sync", func() bool { var n int; c.node.locked(func() { n = c.node.syncs }); return n > before })
+	if _, n := c.store.last(); n != 2 {
+		t.Errorf("%d offers were made, want those of a node and of a node that carries", n)
+	}
 	text, err := os.ReadFile(c.subnet)
 	if want := "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"; err != nil || string(text) != want {
 		t.Errorf("subnet file %q, %v; want %q", text, err, want)
