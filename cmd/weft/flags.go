@@ -16,11 +16,13 @@ type places struct {
 	StateDir string
 }
 
+const defaultStateDir = "/var/lib/weft"
+
 // register adds the flags that say where things are.
 func (p *places) register(fs *flag.FlagSet) {
 	fs.StringVar(&p.PinDir, "pin-dir", "/sys/fs/bpf/weft", "`directory` on a BPF filesystem where programs and maps are pinned")
 	fs.StringVar(&p.RunDir, "run-dir", "/run/weft", "`directory` where the agent says that and what it runs")
-	fs.StringVar(&p.StateDir, "state-dir", "/var/lib/weft", "`directory` that keeps what outlives a reboot")
+	fs.StringVar(&p.StateDir, "state-dir", defaultStateDir, "`directory` that keeps what outlives a reboot")
 }
 
 // faults lists what is wrong with p.

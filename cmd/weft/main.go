@@ -73,12 +73,25 @@ var otherNames = map[string]string{"flanneld": "agent", "mk-docker-opts.sh": "mk
 
 func main() { os.Exit(weft(os.Args)) }
 
+// byOwnName turns a call in flannel's place into one of weft. What flannel's
+// manifests keep across a restart of the container is /run/flannel: so that is
+// where the agent remembers things, unless there is a place that outlives a reboot.
+func byOwnName(args []string, stateDir string) []string {
+	command, ok := otherNames[filepath.Base(args[0])]
+	if !ok {
+		return args
+	}
+	call := []string{"weft", command}
+	if _, err := os.Stat(stateDir); command == "agent" && err != nil {
+		call = append(call, "--state-dir", filepath.Join(filepath.Dir(defaultSubnetFile), "weft"))
+	}
+	return append(call, args[1:]...)
+}
+
 // weft runs args, the first of which is its name, in the real world and returns
 // the exit status.
 func weft(args []string) int {
-	if command, ok := otherNames[filepath.Base(args[0])]; ok {
-		args = append([]string{"weft", command}, args[1:]...)
-	}
+	args = byOwnName(args, defaultStateDir)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	// The second signal ends a stop that hangs.

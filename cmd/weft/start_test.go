@@ -357,3 +357,14 @@ func TestFlagsFromTheEnvironment(t *testing.T) {
 		t.Errorf("options %+v", o.flannelOptions)
 	}
 }
+
+func TestVerbosityOfFlannelMeansDebug(t *testing.T) {
+	for v, want := range map[int]bool{0: false, 1: true, 10: true} {
+		o := agentOptions{LogLevel: "info"}
+		o.Verbosity = v
+		log := o.logger(&env{stderr: io.Discard})
+		if got := log.Enabled(t.Context(), slog.LevelDebug); got != want {
+			t.Errorf("--v=%d: debug messages are logged: %v", v, got)
+		}
+	}
+}
