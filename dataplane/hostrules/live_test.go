@@ -358,6 +358,8 @@ func TestOthersWriteMeanwhile(t *testing.T) {
 			mustSync(t, r, s.in(v4()))
 			stop := make(chan struct{})
 			var others sync.WaitGroup
+			end := sync.OnceFunc(func() { close(stop); others.Wait() })
+			t.Cleanup(end)
 			others.Go(func() {
 				for {
 					select {
@@ -380,8 +382,7 @@ func TestOthersWriteMeanwhile(t *testing.T) {
 				moved.Prefixes = []netip.Prefix{[]netip.Prefix{own4, other4}[(i+1)%2]}
 				mustSync(t, r, moved)
 			}
-			close(stop)
-			others.Wait()
+			end()
 			moved.Prefixes = []netip.Prefix{own4}
 			mustSync(t, r, moved)
 			if s.nftables {

@@ -7,8 +7,9 @@ import (
 	"fmt"
 )
 
-// rounds is how often to look at what others change while we do.
-const rounds = 5
+// rounds is how often to look at what others change while we do: kube-proxy writes
+// for a moment, not for ever.
+const rounds = 20
 
 // syncTables syncs what there is in nftables mode.
 func (r *Rules) syncTables(s *socket, w wanted) error {
