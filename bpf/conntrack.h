@@ -66,7 +66,6 @@ struct nf_conn {
 #pragma clang attribute pop
 
 /* Bits of status: enum ip_conntrack_status. */
-#define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)
 #define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)
@@ -156,23 +155,14 @@ static __always_inline void other_side(struct nf_conn *ct, __u8 dir, struct flow
 	}
 }
 
-/* Whether conntrack has seen an answer: rules can tell. */
-static __always_inline bool is_answered(const struct nf_conn *ct)
-{
-	return ct->status & IPS_SEEN_REPLY;
-}
-
-/* Is it a flow of which conntrack need not see every packet of direction dir? */
-static __always_inline enum reason judge_tracked(struct nf_conn *ct, __u8 protocol, __u8 dir)
+/* Is it a flow of which conntrack need not see every packet? */
+static __always_inline enum reason judge_tracked(struct nf_conn *ct, __u8 protocol)
 {
 	unsigned long status = ct->status;
 	struct nf_ct_ext *ext = ct->ext;
-	/* All that conntrack does about its packets is to start a timeout anew, and
-	 * to rules each of them is a new flow's (nf_conntrack_udp_packet). */
-	bool one_way = protocol == IPPROTO_UDP && dir == IP_CT_DIR_ORIGINAL && !is_answered(ct);
 
-	/* A UDP flow that is answered is assured after two seconds. */
-	if (!(status & IPS_ASSURED) && !one_way)
+	/* A UDP flow is assured after two seconds with replies. */
+	if (!(status & IPS_ASSURED))
 		return REASON_FLOW_UNESTABLISHED;
 	/* Not status alone: the last ACK of a handshake and those of a close
 	 * would go by, and the entry would hang in SYN_RECV or LAST_ACK. */
@@ -206,7 +196,7 @@ static __always_inline void keep_alive(struct nf_conn *ct, const struct in_force
 				       const struct segment *segment)
 {
 	if (segment->flow.protocol == IPPROTO_UDP)
-		set_timeout(ct, is_answered(ct) ? &rt->udp_stream : &rt->udp_one_way);
+		set_timeout(ct, &rt->udp_stream);
 	else if (segment->data)
 		set_timeout(ct, &rt->tcp_unacknowledged);
 	else

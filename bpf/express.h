@@ -43,7 +43,7 @@ static __always_inline enum reason still_witnessed(struct witness *w, const stru
  * now: the inverse of what the answers are. That must be what was witnessed. */
 static __always_inline enum reason ask_conntrack(struct __sk_buff *skb, const struct in_force *rt,
 						 const struct segment *segment,
-						 const struct flow *as, bool answered)
+						 const struct flow *as)
 {
 	const struct flow *flow = &segment->flow;
 	struct flow answers = { .protocol = flow->protocol };
@@ -54,10 +54,7 @@ static __always_inline enum reason ask_conntrack(struct __sk_buff *skb, const st
 
 	if (!ct)
 		return REASON_FLOW_UNTRACKED;
-	if (!(reason = judge_tracked(ct, flow->protocol, dir))) {
-		/* What was judged as a new flow's is not that any more, or again. */
-		if (is_answered(ct) != answered)
-			reason = REASON_WITNESS_STALE;
+	if (!(reason = judge_tracked(ct, flow->protocol))) {
 		other_side(ct, dir, &answers);
 		nat = ct->status & (IPS_SRC_NAT | IPS_DST_NAT);
 		keep_alive(ct, rt, segment);
@@ -86,7 +83,7 @@ static __always_inline enum reason still_tracked(struct __sk_buff *skb, const st
 	enum reason reason;
 
 	if (w->tracked != now || !(segment->data || udp)) {
-		if ((reason = ask_conntrack(skb, rt, segment, as, w->answered)))
+		if ((reason = ask_conntrack(skb, rt, segment, as)))
 			return reason;
 		w->tracked = now;
 	}

@@ -130,8 +130,8 @@ struct witness {
 	__u32 device; /* interface index where it came out: overlay device or veth */
 	__u32 mark;   /* what the host gave it; of packets to peers only, as priority ... */
 	__u32 priority;
-	__u32 hash;     /* ... and flow hash, which makes the outer source port */
-	__u32 answered; /* conntrack had seen an answer (not 0) */
+	__u32 hash; /* ... and flow hash, which makes the outer source port */
+	__u32 pad;
 };
 
 /* What the agent writes while it lives: without a beat for PULSE_LIFE there is
@@ -165,8 +165,7 @@ struct in_force {
 	__u32 source_check;               /* enum source_check */
 	__u32 mtu;     /* least MTU of a route on the uplink that says one; 0: none does */
 	__u32 by_mark; /* not 0: the host has routing rules that look at the mark */
-	struct timeout tcp_established, tcp_unacknowledged, udp_stream, udp_one_way;
-	__u32 pad;
+	struct timeout tcp_established, tcp_unacknowledged, udp_stream;
 	__u32 stamp; /* random; see stamp.h */
 	__u64 nonce; /* random; see stamp.h */
 };

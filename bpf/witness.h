@@ -36,7 +36,6 @@ static __always_inline void write_witness(const struct flow *before, const struc
 	w->mark = now->mark;
 	w->priority = now->priority;
 	w->hash = now->hash;
-	w->answered = now->answered;
 	w->epoch = now->epoch;
 	w->seen = now->seen;
 }
@@ -106,7 +105,7 @@ static __always_inline void survive_reset(struct __sk_buff *skb, const struct in
 	    bpf_skb_load_bytes(skb, transport + 2, &answers.sport, sizeof(__be16)) ||
 	    !(ct = find_tracked(skb, &answers, &dir)))
 		return;
-	if (!judge_tracked(ct, IPPROTO_TCP, dir))
+	if (!judge_tracked(ct, IPPROTO_TCP))
 		set_timeout(ct, &rt->tcp_unacknowledged);
 	bpf_ct_release(ct);
 }
@@ -144,9 +143,8 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 
 	if (!ct)
 		return REASON_NONE;
-	if (!(reason = judge_tracked(ct, answers.protocol, !dir))) {
+	if (!(reason = judge_tracked(ct, answers.protocol))) {
 		keep_alive(ct, rt, &segment);
-		now->answered = is_answered(ct);
 		other_side(ct, dir, &before);
 	}
 	bpf_ct_release(ct);

@@ -188,10 +188,6 @@ func expressInCases() []packetCase {
 		inZone(ourTCP, "ct original zone set 5"), func(n *node) { n.witnessed(ourTCP.answers()) })
 	blues(packetCase{name: "UDP that is not assured yet", packet: toPod(blueUDP, 100), reason: weftReasonREASON_FLOW_UNESTABLISHED, counted: byBase(128)},
 		func(n *node) { untracked(n); n.begin(blueUDP) })
-	blues(packetCase{name: "UDP that begins anew, without an answer", packet: toPod(blueUDP, 100), reason: weftReasonREASON_WITNESS_STALE, counted: byBase(128)},
-		func(n *node) { untracked(n); n.show(blueUDP, nil) })
-	blues(packetCase{name: "UDP that has been answered since it was witnessed", packet: toPod(blueUDP, 100), reason: weftReasonREASON_WITNESS_STALE, counted: byBase(128)},
-		witness(blueUDP, func(w *weftWitness) { w.Answered = 0 }))
 	for _, c := range notFlows() {
 		frame := mustFrame(c.of(blueMAC, ourMAC, blueTCP, blueUDP), c.broken...)
 		c.packet, c.broken = carriedFrame(frame), nil

@@ -149,8 +149,6 @@ type flow struct {
 	from, to string // address:port
 	// Behind NAT; empty where NAT changes nothing.
 	asFrom, asTo string
-	// oneWay has nobody answer it.
-	oneWay bool
 }
 
 func (f flow) natted() bool { return f.asFrom != "" || f.asTo != "" }
@@ -170,7 +168,7 @@ func (f flow) after() flow {
 // answers is the other direction.
 func (f flow) answers() flow {
 	a := f.after()
-	return flow{protocol: f.protocol, from: a.to, to: a.from, asFrom: f.to, asTo: f.from, oneWay: f.oneWay}
+	return flow{protocol: f.protocol, from: a.to, to: a.from, asFrom: f.to, asTo: f.from}
 }
 
 func be16(n uint16) uint16 {
@@ -213,11 +211,6 @@ var (
 	masqueraded    = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40002", to: bluePod + ":80", asFrom: "10.244.1.0:31000"}
 	viaServiceUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40001", to: serviceIP + ":53", asTo: bluePod + ":5353"}
 	masqueradedUDP = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40002", to: bluePod + ":53", asFrom: "10.244.1.0:31000"}
-	// Nobody answers these.
-	ourMonologue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40010", to: bluePod + ":514", oneWay: true}
-	blueMonologue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41010", to: ourPod + ":514", oneWay: true}
-	serviceMonologue = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40011", to: serviceIP + ":514", asTo: bluePod + ":5140", oneWay: true}
-	maskedMonologue  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40012", to: bluePod + ":514", asFrom: "10.244.1.0:31002", oneWay: true}
 	// bothEnds changes all that NAT can change, otherPort only a port.
 	bothEnds  = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40003", to: serviceIP + ":80", asFrom: "10.244.1.0:31001", asTo: bluePod + ":8080"}
 	otherPort = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40004", to: bluePod + ":53", asTo: bluePod + ":5353"}
@@ -253,10 +246,6 @@ func (n *node) tracked(flows ...flow) {
 		n.translate(flows...)
 	}
 	for _, f := range flows {
-		if f.oneWay {
-			n.show(f, nil)
-			continue
-		}
 		n.begin(f)
 		if f.protocol == unix.IPPROTO_UDP {
 			// The kernel calls it assured after two seconds.
@@ -443,17 +432,9 @@ func (n *node) witnessed(flows ...flow) {
 	}
 }
 
-// answered is how a witness has it whether somebody has answered.
-func answered(f flow) uint32 {
-	if f.oneWay {
-		return 0
-	}
-	return 1
-}
-
 func (n *node) witness(f flow, change func(*weftWitness)) {
 	n.tb.Helper()
-	w := weftWitness{Seen: coarseNow(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678, Answered: answered(f)}
+	w := weftWitness{Seen: coarseNow(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678}
 	for _, p := range n.pods {
 		if toBE32(p.IP) == w.As.Daddr {
 			w.Device, w.Hash = uint32(p.Veth), 0

@@ -69,8 +69,6 @@ type weftInForce struct {
 	TcpEstablished    weftTimeout
 	TcpUnacknowledged weftTimeout
 	UdpStream         weftTimeout
-	UdpOneWay         weftTimeout
-	Pad               uint32
 	Stamp             uint32
 	Nonce             uint64
 }
@@ -246,7 +244,7 @@ type weftWitness struct {
 	Mark     uint32
 	Priority uint32
 	Hash     uint32
-	Answered uint32
+	Pad      uint32
 }
 
 // Names of all BPF objects in the ELF.
