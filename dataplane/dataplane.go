@@ -358,6 +358,9 @@ func (d *Dataplane) holdBack(desired ebpf.Desired) error {
 	if err != nil {
 		return fmt.Errorf("looking at attachments: %w", err)
 	}
+	// What a sync has acted upon is what the next look compares with: something
+	// that came and went between two looks would leave what it did in force.
+	d.lastLook = seen(hooks, nil)
 	held := heldBy(hooks)
 	if (len(held) > 0) == desired.Held {
 		d.held = held
@@ -463,8 +466,8 @@ func (d *Dataplane) follow(ctx context.Context, events <-chan struct{}) {
 	}
 }
 
-// look tells whether attachments have changed since it last looked, settings since
-// the last Sync, or there is room now for peers that found none, and reports
+// look tells whether attachments have changed since it or a Sync last looked,
+// settings since the last Sync, or there is room now for peers that found none, and reports
 // senders that fail the source check.
 func (d *Dataplane) look() bool {
 	d.mu.Lock()
@@ -479,11 +482,14 @@ func (d *Dataplane) look() bool {
 	view := d.accel.View()
 	d.watch.report(d.opts.Log, view)
 	hooks, err := view.Hooks()
-	now := fmt.Sprint(hooks, err)
+	now := seen(hooks, err)
 	changed := now != d.lastLook
 	d.lastLook = now
 	return changed || d.accel.SettingsChanged() || len(d.misfits.NoRoom) > 0 && d.accel.HasRoom()
 }
+
+// seen is what a look at the attachments comes to, as a text to compare.
+func seen(hooks []ebpf.Hook, err error) string { return fmt.Sprint(hooks, err) }
 
 // Close lets go of handles and leaves traffic flowing; Remove takes everything
 // away. Express ends: nobody follows the host's rules any more.

@@ -3,6 +3,7 @@
 package datapath_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -203,6 +204,28 @@ func TestU32FilterOnTheUplink(t *testing.T) {
 	mustBeHeld(t, n1, "uplink_in")
 	lt.Run(n1, "tc qdisc delete dev eth0 clsact")
 	mustUseBase(t, from, to)
+}
+
+// A filter that is gone again before anybody looks for changes, while the agent had
+// seen it for another reason: each time acceleration comes back at once.
+func TestFilterThatIsSoonGone(t *testing.T) {
+	t.Parallel()
+	lt, l := newLab(t, lab.Options{})
+	n1, from, to := l.Node(1), l.Pod(1, 1), l.Pod(2, 1)
+	mustUseBase(t, from, to)
+	for i := range 3 {
+		lt.Run(n1, "tc qdisc add dev eth0 clsact")
+		lt.Run(n1, "tc filter add dev eth0 ingress protocol ip prio 5 u32 match ip dport 9 0xffff classid 1:1")
+		lt.Run(n1, fmt.Sprintf("ip neighbour add 10.244.77.%d lladdr 0a:58:0a:f4:4d:01 dev flannel.1 nud permanent", i+1))
+		lt.Eventually(heldWithin, func() error {
+			if mustStatus(t, n1).Reason == "" {
+				return errors.New("nothing is held back")
+			}
+			return nil
+		})
+		lt.Run(n1, "tc qdisc delete dev eth0 clsact")
+		mustUseBase(t, from, to)
+	}
 }
 
 // flannel.1 is deleted and made again by hand, with the same address, while no

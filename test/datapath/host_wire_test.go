@@ -74,6 +74,7 @@ func mustTapWire(tb testing.TB, l *lab.Lab, device string) *wireTap {
 	err := errors.Join(
 		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
 		unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
+		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 	)
 	if err != nil {
 		tb.Fatal(err)
@@ -89,14 +90,14 @@ func mustTapWire(tb testing.TB, l *lab.Lab, device string) *wireTap {
 }
 
 func (w *wireTap) run(port uint16) {
-	frame := make([]byte, 128)
+	frame, control := make([]byte, 128), make([]byte, 64)
 	for {
 		select {
 		case <-w.done:
 			return
 		default:
 		}
-		n, from, err := unix.Recvfrom(w.fd, frame, unix.MSG_TRUNC)
+		n, controls, _, from, err := unix.Recvmsg(w.fd, frame, control, unix.MSG_TRUNC)
 		if err != nil {
 			continue
 		}
@@ -107,10 +108,23 @@ func (w *wireTap) run(port uint16) {
 		if !ok {
 			continue
 		}
+		o.at = arrival(control[:controls])
 		w.mu.Lock()
 		w.seen = append(w.seen, o)
 		w.mu.Unlock()
 	}
+}
+
+// arrival is when the kernel received a packet, which may be some time before it is
+// read.
+func arrival(control []byte) time.Time {
+	messages, _ := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= 16 {
+			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+		}
+	}
+	return time.Now()
 }
 
 // parseOuter reads an Ethernet frame; ok tells that it is VXLAN.
@@ -125,7 +139,6 @@ func parseOuter(frame []byte, port uint16) (o outerSeen, ok bool) {
 		return o, false
 	}
 	return outerSeen{
-		at:   time.Now(),
 		from: netip.AddrFrom4([4]byte(header[12:16])), to: netip.AddrFrom4([4]byte(header[16:20])),
 		tos: header[1], ttl: header[8], df: header[6]&0x40 != 0, length: int(binary.BigEndian.Uint16(header[2:])),
 	}, true
@@ -133,6 +146,7 @@ func parseOuter(frame []byte, port uint16) (o outerSeen, ok bool) {
 
 // between lists what was sent to an address between two moments.
 func (w *wireTap) between(to netip.Addr, from, until time.Time) (seen []outerSeen) {
+	time.Sleep(50 * time.Millisecond) // what has arrived may still be to be read
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, o := range w.seen {
