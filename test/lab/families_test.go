@@ -16,6 +16,10 @@ func TestPodsReachEachOtherByEveryFamily(t *testing.T) {
 			lt := T(t)
 			l := lt.New(Options{Kinds: []Kind{Kernel}, Families: families})
 			for _, to := range l.Pod(2, 1).Addresses() {
+				// A slow machine may still be asking for its neighbours.
+				lt.Eventually(10*time.Second, func() error {
+					return l.Pod(1, 1).Run(t.Context(), "ping -c 1 -W 1 "+to.String())
+				})
 				out := lt.Run(l.Pod(1, 1), "ping -c 2 -i 0.05 -W 2 "+to.String())
 				if !strings.Contains(out, "ttl=62") {
 					t.Errorf("two routers between the pods should leave 62 of 64 hops:\n%s", out)
