@@ -76,7 +76,7 @@ test: ## Run all tests that need no cluster; as root, none may be skipped (PACKA
 	test/run $(PACKAGES)
 
 .PHONY: interop
-interop: ## Run the dataplane's tests on kernels 6.1 and 6.12 too (root; KERNELS=, PACKAGES=)
+interop: ## Run tests on kernels 6.1 and 6.12 too, and among stock flannel nodes (root; KERNELS=, PACKAGES=)
 	test/interop
 
 .PHONY: lint

@@ -3,15 +3,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -29,24 +20,16 @@ import (
 	"github.com/weft-net/weft/test/lab"
 )
 
-// kube is the part of Kubernetes that kube-proxy needs: an API server and its
-// etcd, in the underlay of a lab of its own. The nodes of other labs reach it
-// through tunnels, and as all labs have the same addresses, one is enough for
-// all of them.
+// kube is the part of Kubernetes that kube-proxy needs: an API server in the
+// underlay of a lab of its own. The nodes of other labs reach it through tunnels,
+// and as all labs have the same addresses, one is enough for all of them.
 type kube struct {
 	lab      *lab.Lab
+	api      *lab.Kube
 	programs peerPrograms
-	client   *http.Client
-	server   *lab.Process
 }
 
 const (
-	// apiPort is the API server's, in its underlay and, tunnelled, on nodes.
-	apiPort = "6443"
-	// apiToken is what everybody shows who wants something of the API server.
-	apiToken = "bench"
-	// apiTimeout is how long the API server may take to start.
-	apiTimeout = 90 * time.Second
 	// proxyTimeout is how long kube-proxy may take to write its rules.
 	proxyTimeout = 60 * time.Second
 	// testPort is where the servers of bench listen.
@@ -59,105 +42,12 @@ func startKube(ctx context.Context, name string, p peerPrograms) (*kube, error) 
 	if err != nil {
 		return nil, err
 	}
-	k := &kube{lab: l, programs: p, client: &http.Client{
-		Timeout: 30 * time.Second,
-		Transport: &http.Transport{
-			// It makes its own certificate, and nobody else is down there.
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13},
-			DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
-				return l.Underlay.Dial(network, address)
-			},
-			MaxConnsPerHost: 8, MaxIdleConnsPerHost: 8,
-		},
-	}}
-	if err := k.start(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting an API server: %w", err), l.Close())
+	api, err := l.StartKube(ctx, p[apiServerName], p[etcdName])
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
-	return k, nil
+	return &kube{lab: l, api: api, programs: p}, nil
 }
-
-// start starts etcd and the API server.
-func (k *kube) start(ctx context.Context) error {
-	etcd, err := k.lab.StartEtcd(ctx, k.programs[etcdName])
-	if err != nil {
-		return err
-	}
-	file := func(name string) string { return filepath.Join(k.lab.Directory(), name) }
-	if err := writeKey(file("service-accounts.key")); err != nil {
-		return err
-	}
-	if err := os.WriteFile(file("tokens"), []byte(apiToken+",bench,bench\n"), 0o600); err != nil {
-		return err
-	}
-	k.server, err = k.lab.Underlay.Start(k.programs[apiServerName],
-		"--etcd-servers", etcd.URL, "--service-cluster-ip-range", serviceNetwork.String(),
-		"--bind-address", lab.Gateway.String(), "--advertise-address", lab.Gateway.String(), "--secure-port", apiPort,
-		"--cert-dir", file("certificates"), "--token-auth-file", file("tokens"), "--authorization-mode", "AlwaysAllow",
-		"--service-account-key-file", file("service-accounts.key"), "--service-account-signing-key-file", file("service-accounts.key"),
-		"--service-account-issuer", "https://kubernetes.default.svc",
-		"--enable-priority-and-fairness=false", "--max-requests-inflight", "0", "--max-mutating-requests-inflight", "0")
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, apiTimeout, errors.New("it is not ready"))
-	defer cancel()
-	for _, path := range []string{"/readyz", "/api/v1/namespaces/default"} {
-		for {
-			err := k.ask(ctx, http.MethodGet, path, nil)
-			if err == nil {
-				break
-			}
-			if !k.server.Running() || sleep(ctx, 100*time.Millisecond) != nil {
-				return fmt.Errorf("%w\n%s", errors.Join(context.Cause(ctx), err), k.server.Output())
-			}
-		}
-	}
-	return nil
-}
-
-// writeKey makes a private key. The API server signs service accounts' tokens
-// with it, of which there are none.
-func writeKey(path string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
-}
-
-// ask calls the API.
-func (k *kube) ask(ctx context.Context, method, path string, body any) error {
-	text, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	request, err := http.NewRequestWithContext(ctx, method, "https://"+lab.Gateway.String()+":"+apiPort+path, bytes.NewReader(text))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Authorization", "Bearer "+apiToken)
-	request.Header.Set("Content-Type", "application/json")
-	response, err := k.client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode >= 300 {
-		err = fmt.Errorf("%s %s: %s: %s", method, path, response.Status, answer)
-	}
-	return err
-}
-
-// object is something that the API server is given.
-type object = map[string]any
-
-// serviceNetwork is where ClusterIPs come from.
-var serviceNetwork = netip.MustParsePrefix("10.96.0.0/16")
 
 // serviceIP is a Service's ClusterIP, counted from 0, which is the one that is
 // measured.
@@ -169,7 +59,7 @@ func serviceIP(i int) netip.Addr {
 // node's first pod.
 func (k *kube) create(ctx context.Context, l *lab.Lab, services int) error {
 	for _, n := range l.Nodes {
-		if err := k.ask(ctx, http.MethodPost, "/api/v1/nodes", nodeObject(n)); err != nil {
+		if err := k.api.CreateNode(ctx, n); err != nil {
 			return err
 		}
 	}
@@ -177,10 +67,10 @@ func (k *kube) create(ctx context.Context, l *lab.Lab, services int) error {
 	return together(workers, func(worker int) error {
 		for i := worker; i < services; i += workers {
 			service, slice := serviceObjects(i, l.Pod(2, 1))
-			if err := k.ask(ctx, http.MethodPost, "/api/v1/namespaces/default/services", service); err != nil {
+			if err := k.api.Ask(ctx, http.MethodPost, "/api/v1/namespaces/default/services", service, nil); err != nil {
 				return err
 			}
-			if err := k.ask(ctx, http.MethodPost, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice); err != nil {
+			if err := k.api.Ask(ctx, http.MethodPost, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice, nil); err != nil {
 				return err
 			}
 		}
@@ -199,33 +89,24 @@ func together(number int, do func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// nodeObject is a node as its kubelet would register it.
-func nodeObject(n *lab.Node) object {
-	return object{
-		"metadata": object{"name": n.String()},
-		"spec":     object{"podCIDR": n.Prefix.String(), "podCIDRs": []string{n.Prefix.String()}},
-		"status":   object{"addresses": []object{{"type": "InternalIP", "address": n.IP.String()}}},
-	}
-}
-
 // serviceObjects are a Service, counted from 0, and its only endpoint. The first
 // has a port for UDP too.
-func serviceObjects(i int, pod *lab.Pod) (service, slice object) {
+func serviceObjects(i int, pod *lab.Pod) (service, slice lab.Object) {
 	name := fmt.Sprintf("service-%d", i)
-	ports := []object{{"name": "tcp", "protocol": "TCP", "port": testPort}}
+	ports := []lab.Object{{"name": "tcp", "protocol": "TCP", "port": testPort}}
 	if i == 0 {
-		ports = append(ports, object{"name": "udp", "protocol": "UDP", "port": testPort})
+		ports = append(ports, lab.Object{"name": "udp", "protocol": "UDP", "port": testPort})
 	}
-	service = object{
-		"metadata": object{"name": name},
-		"spec":     object{"clusterIP": serviceIP(i).String(), "ports": ports},
+	service = lab.Object{
+		"metadata": lab.Object{"name": name},
+		"spec":     lab.Object{"clusterIP": serviceIP(i).String(), "ports": ports},
 	}
-	slice = object{
-		"metadata":    object{"name": name, "labels": object{"kubernetes.io/service-name": name}},
+	slice = lab.Object{
+		"metadata":    lab.Object{"name": name, "labels": lab.Object{"kubernetes.io/service-name": name}},
 		"addressType": "IPv4",
 		"ports":       ports,
-		"endpoints": []object{{
-			"addresses": []string{pod.IP.String()}, "nodeName": pod.Node.String(), "conditions": object{"ready": true},
+		"endpoints": []lab.Object{{
+			"addresses": []string{pod.IP.String()}, "nodeName": pod.Node.String(), "conditions": lab.Object{"ready": true},
 		}},
 	}
 	return service, slice
@@ -252,8 +133,12 @@ func (k *kube) proxy(ctx context.Context, n *lab.Node, pods netip.Prefix, to tar
 		return err
 	}
 	defer tunnel.Close()
+	kubeconfig, err := k.api.Kubeconfig("https://"+tunnel.Addr().String(), lab.AdminToken)
+	if err != nil {
+		return err
+	}
 	const config = "/run/kube-proxy.yaml" // in the node, where /run is its own
-	if err := os.WriteFile(n.Path(config), []byte(kubeconfig("https://127.0.0.1:"+apiPort)), 0o600); err != nil {
+	if err := os.WriteFile(n.Path(config), []byte(kubeconfig), 0o600); err != nil {
 		return err
 	}
 	p, err := n.Start(k.programs[proxyName], "--kubeconfig", config, "--hostname-override", n.String(),
@@ -288,7 +173,7 @@ func (k *kube) proxy(ctx context.Context, n *lab.Node, pods netip.Prefix, to tar
 // tunnel listens inside of a node and connects who comes to the API server.
 func (k *kube) tunnel(n *lab.Node) (listener net.Listener, err error) {
 	err = n.Do(func() error {
-		listener, err = net.Listen("tcp4", "127.0.0.1:"+apiPort)
+		listener, err = net.Listen("tcp4", "127.0.0.1:"+lab.APIPort)
 		return err
 	})
 	if err != nil {
@@ -309,7 +194,7 @@ func (k *kube) tunnel(n *lab.Node) (listener net.Listener, err error) {
 // connect carries one connection, until either side ends it.
 func (k *kube) connect(conn net.Conn) {
 	defer conn.Close()
-	server, err := k.lab.Underlay.Dial("tcp4", net.JoinHostPort(lab.Gateway.String(), apiPort))
+	server, err := k.lab.Underlay.Dial("tcp4", net.JoinHostPort(lab.Gateway.String(), lab.APIPort))
 	if err != nil {
 		return // the client finds its connection closed
 	}
@@ -322,17 +207,6 @@ func (k *kube) connect(conn net.Conn) {
 	go carry(server, conn)
 	go carry(conn, server)
 	<-done
-}
-
-// kubeconfig tells a program how to speak to the API server.
-func kubeconfig(url string) string {
-	return fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: bench, cluster: {server: %q, insecure-skip-tls-verify: true}}]
-users: [{name: bench, user: {token: %q}}]
-contexts: [{name: bench, context: {cluster: bench, user: bench}}]
-current-context: bench
-`, url, apiToken)
 }
 
 // proxyRules are those of kube-proxy's rules on a node that lead from a

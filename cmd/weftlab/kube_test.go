@@ -6,13 +6,15 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/weft-net/weft/test/lab"
 )
 
 func TestServicesHaveAddressesOfTheirOwn(t *testing.T) {
 	seen := map[netip.Addr]int{netip.MustParseAddr("10.96.0.1"): -1} // the API server's own
 	for i := range mostServices {
 		ip := serviceIP(i)
-		if other, twice := seen[ip]; twice || !serviceNetwork.Contains(ip) {
+		if other, twice := seen[ip]; twice || !lab.ServiceNetwork.Contains(ip) {
 			t.Fatalf("service %d has %s, as has %d", i, ip, other)
 		}
 		seen[ip] = i

@@ -50,14 +50,14 @@ func (n *Node) staticStore(peers []*Node) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("interface: eth0")
-	line("publicIP: %s", n.IP)
+	line("publicIP: %s", n.Addresses()[0])
 	line("vni: %d", n.lab.Options.VNI)
 	line("port: %d", n.lab.Options.Port)
-	line("network: [%s]", n.lab.Network())
+	line("network: [%s]", choose(n.lab.Options.Families, n.lab.Network(), NetworkV6)[0])
 	line("node:")
 	line("  name: %s", n.name)
-	line("  prefixes: [%s]", n.Prefix)
-	line("  mac: %q", n.MAC)
+	line("  prefixes: [%s]", n.Prefixes()[0])
+	line("  mac: %q", choose(n.lab.Options.Families, n.MAC, n.MACv6)[0])
 	strangers := n.lab.strangers()
 	if len(peers)+len(strangers) == 0 {
 		line("peers: []")
@@ -66,9 +66,9 @@ func (n *Node) staticStore(peers []*Node) string {
 	line("peers:")
 	for _, p := range peers {
 		line("  - name: %s", p.name)
-		line("    prefixes: [%s]", p.Prefix)
-		line("    publicIP: %s", p.IP)
-		line("    mac: %q", p.MAC)
+		line("    prefixes: [%s]", p.Prefixes()[0])
+		line("    publicIP: %s", p.Addresses()[0])
+		line("    mac: %q", choose(n.lab.Options.Families, p.MAC, p.MACv6)[0])
 	}
 	for _, s := range strangers {
 		line("  - name: %s", s.name)
@@ -79,27 +79,44 @@ func (n *Node) staticStore(peers []*Node) string {
 	return b.String()
 }
 
-// StartAgent writes the static store, starts `weft agent` with it and waits
-// until it is ready.
+// StartAgent starts `weft agent` and waits until it is ready. It gets its peers
+// from the lab's store; a file of them is written first.
 func (n *Node) StartAgent(ctx context.Context, binary string, flags ...string) error {
-	if n.agent != nil && n.agent.process.Running() {
+	if err := n.LaunchAgent(binary, flags...); err != nil {
+		return err
+	}
+	return n.WaitReady(ctx)
+}
+
+// LaunchAgent is StartAgent that does not wait.
+func (n *Node) LaunchAgent(binary string, flags ...string) error {
+	if n.AgentRunning() {
 		return fmt.Errorf("%s: the agent already runs as process %d", n, n.agent.process.PID())
 	}
 	binary, err := filepath.Abs(binary)
 	if err != nil {
 		return err
 	}
-	config, err := n.Config()
+	source, err := n.agentSource()
 	if err != nil {
 		return err
 	}
-	command := slices.Concat([]string{binary, "agent", "--config", config}, flags)
-	process, err := n.Start(command...)
+	command := slices.Concat([]string{binary, "agent"}, source, flags)
+	process, err := n.startWith(n.flannelEnvironment(), command...)
 	if err != nil {
 		return err
 	}
 	n.agent = &agent{process: process, binary: binary, flags: flags}
-	return n.WaitReady(ctx)
+	return nil
+}
+
+// agentSource is what tells the agent where its peers come from.
+func (n *Node) agentSource() ([]string, error) {
+	if n.lab.Options.Store != StoreFiles {
+		return n.FlannelFlags(), nil
+	}
+	config, err := n.Config()
+	return []string{"--config", config}, err
 }
 
 // WaitReady waits until the agent says that the node can carry traffic.
@@ -157,6 +174,9 @@ func (n *Node) RestartAgent(ctx context.Context, sig syscall.Signal) error {
 	}
 	return n.StartAgent(ctx, n.agent.binary, n.agent.flags...)
 }
+
+// AgentRunning reports whether the agent has not ended.
+func (n *Node) AgentRunning() bool { return n.agent != nil && n.agent.process.Running() }
 
 // AgentLog is what the agent has printed since its last start.
 func (n *Node) AgentLog() string {

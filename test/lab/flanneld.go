@@ -4,94 +4,113 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
-const (
-	// flannelPrefix is where flannel has its keys by default.
-	flannelPrefix = "/coreos.com/network"
-	// subnetFile is where flanneld says which part of the network a node has.
-	subnetFile = "/run/flannel/subnet.env"
-	// flanneldTimeout is how long one may take to know all peers: it asks for
-	// the lease of each.
-	flanneldTimeout = 60 * time.Second
-)
+// joinTimeout is how long a node may take to know all peers. Over etcd flanneld
+// asks for the lease of each.
+const joinTimeout = 60 * time.Second
 
-// buildFlannelStore starts etcd and writes flannel's configuration, and the
-// strangers as if each had its flanneld.
-func (l *Lab) buildFlannelStore(ctx context.Context) (err error) {
-	if l.etcd, err = l.StartEtcd(ctx, l.Options.Etcd); err != nil {
-		return err
+// StartFlanneld starts flanneld on a node. WaitForPeers tells when it has done its
+// work.
+func (n *Node) StartFlanneld() (err error) {
+	if n.flanneld != nil && n.flanneld.Running() {
+		return fmt.Errorf("%s: flanneld already runs as process %d", n, n.flanneld.PID())
 	}
-	o := l.Options
-	pairs := map[string]string{
-		flannelPrefix + "/config": fmt.Sprintf(`{"Network": %q, "SubnetLen": %d, "Backend": {"Type": "vxlan", "VNI": %d, "Port": %d}}`,
-			l.Network(), podPrefix(1).Bits(), o.VNI, o.Port),
-	}
-	for _, s := range l.strangers() {
-		key := flannelPrefix + "/subnets/" + strings.ReplaceAll(s.prefix.String(), "/", "-")
-		text, err := json.Marshal(flannelLease{s.ip, "vxlan", flannelVXLAN{o.VNI, s.mac.String()}})
-		if err != nil {
-			return err
-		}
-		pairs[key] = string(text)
-	}
-	return l.etcd.Put(ctx, pairs)
-}
-
-// flannelLease is what a node writes about itself.
-type flannelLease struct {
-	PublicIP    netip.Addr
-	BackendType string
-	BackendData flannelVXLAN
-}
-
-type flannelVXLAN struct {
-	VNI     uint32
-	VtepMAC string
-}
-
-// startFlanneld starts flanneld on a node, which then asks for the subnet that
-// its subnet file says it had.
-func (n *Node) startFlanneld() (err error) {
-	file := n.Path(subnetFile)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	had := fmt.Sprintf("FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s/%d\n", n.lab.Network(), n.Gateway, n.Prefix.Bits())
-	if err := os.WriteFile(file, []byte(had), 0o644); err != nil {
-		return err
-	}
-	rules := fmt.Sprint(n.lab.Options.Netfilter)
-	n.flanneld, err = n.Start(n.lab.Options.Flanneld, "--etcd-endpoints", n.lab.etcd.URL, "--iface", "eth0",
-		"--ip-masq="+rules, "--iptables-forward-rules="+rules,
-		// It looks after its rules by starting a dozen programs, every five
-		// seconds by default: noise to those who measure.
-		"--iptables-resync", "3600")
+	command := append([]string{n.lab.Options.Flanneld}, n.FlannelFlags()...)
+	n.flanneld, err = n.startWith(n.flannelEnvironment(), command...)
 	return err
 }
 
-// waitForFlanneld waits until all Flanneld nodes have a route to each peer.
-func (l *Lab) waitForFlanneld(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, flanneldTimeout, errors.New("no routes to all peers"))
-	defer cancel()
+// StopFlanneld ends flanneld by a signal and waits until it is gone. What it has
+// set up stays.
+func (n *Node) StopFlanneld(sig syscall.Signal) error {
+	if n.flanneld == nil {
+		return fmt.Errorf("%s: no flanneld was started here by this process", n)
+	}
+	return n.flanneld.Stop(sig)
+}
+
+// Daemon is what was started last to run the node's overlay, the agent or flanneld
+// as the node's kind says; nil if nothing was.
+func (n *Node) Daemon() *Process {
+	switch {
+	case n.Kind == Flanneld:
+		return n.flanneld
+	case n.agent != nil:
+		return n.agent.process
+	}
+	return nil
+}
+
+// FlanneldLog is what flanneld has printed since its last start.
+func (n *Node) FlanneldLog() string {
+	if n.flanneld == nil {
+		return ""
+	}
+	return n.flanneld.Output()
+}
+
+// waitForAll waits until all nodes that join a store have routes to each other,
+// and to the strangers.
+func (l *Lab) waitForAll(ctx context.Context) error {
 	for _, n := range l.Nodes {
-		for n.Kind == Flanneld {
-			routes, err := n.Output(ctx, "ip -4 route show dev "+n.Overlay())
-			if err == nil && strings.Count(routes, " via ") >= len(n.Peers())+l.Options.Strangers {
-				break
-			}
-			if !n.flanneld.Running() || sleep(ctx, 50*time.Millisecond) != nil {
-				return fmt.Errorf("%s: waiting for flanneld: %w\n%s", n, errors.Join(context.Cause(ctx), err), n.flanneld.Output())
+		if n.joins() {
+			if err := n.WaitForPeers(ctx); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// WaitForPeers waits until the node has routes to all others that join the store,
+// and to the strangers. Flanneld that has ended is an error.
+func (n *Node) WaitForPeers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, joinTimeout, errors.New("no routes to all peers"))
+	defer cancel()
+	for {
+		missing, err := n.missingRoutes(ctx)
+		if err == nil && missing == "" {
+			return nil
+		}
+		ended := n.flanneld != nil && !n.flanneld.Running() && !n.AgentRunning()
+		if ended || sleep(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("%s: waiting for a route to %s: %w\n%s%s", n, missing, errors.Join(context.Cause(ctx), err), n.FlanneldLog(), n.AgentLog())
+		}
+	}
+}
+
+// missingRoutes names a prefix that the node has no route to, if any.
+func (n *Node) missingRoutes(ctx context.Context) (string, error) {
+	text, err := n.Output(ctx, "sh", "-c", "ip -4 route show; ip -6 route show")
+	if err != nil {
+		return "", err
+	}
+	routed := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if prefix, _, ok := strings.Cut(line, " via "); ok {
+			routed[prefix] = true
+		}
+	}
+	for _, peer := range n.Peers() {
+		if !peer.joins() {
+			continue
+		}
+		for _, prefix := range peer.Prefixes() {
+			if !routed[prefix.String()] {
+				return prefix.String(), nil
+			}
+		}
+	}
+	for _, s := range n.lab.strangers() {
+		if !routed[s.prefix.String()] {
+			return s.prefix.String(), nil
+		}
+	}
+	return "", nil
 }

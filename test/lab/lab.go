@@ -30,9 +30,12 @@
 // with their default paths. A pod is a network namespace; its programs see the
 // mounts of its node. cni0, its pods and their addresses are there from the
 // start; flannel.1 is made by the node's kind: by plain ip and bridge commands,
-// by the weft agent, by stock flanneld, or not at all.
+// by the weft agent, by stock flanneld, or not at all. Labs with IPv6 have
+// 2001:db8::11 and fd00:10:244:1::/64 where the picture has 192.0.2.11 and
+// 10.244.1.0/24, and flannel-v6.1 beside flannel.1.
 //
-// Every MAC address is 0a:58 and then the IPv4 address of the device.
+// Every MAC address is 0a:58 and then the IPv4 address of the device, but for
+// those of overlay devices that flanneld or a store chooses.
 package lab
 
 import (
@@ -42,6 +45,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Kind says who makes a node's overlay.
@@ -53,11 +57,26 @@ const (
 	// Kernel nodes get flannel's state by ip and bridge commands: a peer that
 	// shares no code with weft.
 	Kernel Kind = "kernel"
-	// Weft nodes run the weft agent; New waits until each is ready.
+	// Weft nodes run the weft agent; New waits until each is ready, and over a
+	// store of flannel's until each has routes to all others.
 	Weft Kind = "weft"
-	// Flanneld nodes run stock flanneld over an etcd in the underlay; New waits
-	// until each has routes to all others.
+	// Flanneld nodes run stock flanneld; New waits until each has routes to all
+	// others.
 	Flanneld Kind = "flanneld"
+)
+
+// Store says where nodes hear of each other.
+type Store string
+
+const (
+	// StoreFiles gives each Weft node a file that names all others. Flanneld
+	// nodes, which know no such file, hear of each other by etcd.
+	StoreFiles Store = "files"
+	// StoreEtcd is an etcd in the underlay.
+	StoreEtcd Store = "etcd"
+	// StoreKube is a Kubernetes API server in the underlay, with a Node object
+	// for each node and flannel's service account.
+	StoreKube Store = "kube"
 )
 
 // Underlay says what crosses between nodes.
@@ -86,26 +105,43 @@ type Options struct {
 	Kinds []Kind `json:"kinds"`
 	// Underlay is Virtual by default.
 	Underlay Underlay `json:"underlay"`
+	// Families is IPv4 by default.
+	Families Families `json:"families"`
+	// Store is StoreFiles by default.
+	Store Store `json:"store"`
 	// MTU is the underlay's, 1500 by default. Pods and cni0 have 50 less.
 	MTU int `json:"mtu"`
 	// VNI and Port are the overlay's: 1 and 8472 by default, as flannel's.
 	VNI  uint32 `json:"vni"`
 	Port uint16 `json:"port"`
+	// DirectRouting and NFTables are flannel's settings of these names, for
+	// nodes over a store of flannel's.
+	DirectRouting bool `json:"directRouting"`
+	NFTables      bool `json:"nfTables"`
 	// Netfilter loads the rules that kube-proxy leaves on a node (and on
 	// Kernel and Flanneld nodes those of flannel), which also turns conntrack
 	// on. With KubeProxy those of kube-proxy are left to the caller, who runs it.
 	Netfilter bool `json:"netfilter"`
 	KubeProxy bool `json:"kubeProxy"`
+	// LegacyTables has the nodes' iptables be the one that writes the kernel's old
+	// tables, where else it writes nftables.
+	LegacyTables bool `json:"legacyTables"`
 	// Strangers is a number of peers that all nodes are told of besides each
 	// other, and that do not exist: tables as full as those of a big cluster.
 	Strangers int `json:"strangers"`
+	// Room makes the pods' network wide enough for strangers that come later.
+	Room bool `json:"room"`
 	// Binary is the weft program that Weft nodes run, and AgentFlags what its
-	// agent is told besides --config.
+	// agent is told besides where its peers come from.
 	Binary     string   `json:"binary"`
 	AgentFlags []string `json:"agentFlags"`
-	// Flanneld and Etcd are the programs that Flanneld nodes need.
-	Flanneld string `json:"flanneld"`
-	Etcd     string `json:"etcd"`
+	// Flanneld, Etcd and APIServer are the programs that Flanneld nodes and
+	// stores need. FlannelFlags is what flanneld is told besides where its peers
+	// come from, and the agent too where it stands in flanneld's place.
+	Flanneld     string   `json:"flanneld"`
+	FlannelFlags []string `json:"flannelFlags"`
+	Etcd         string   `json:"etcd"`
+	APIServer    string   `json:"apiServer"`
 	// Keep leaves the lab up when the process that made it ends without Close.
 	// Else the next lab made on the machine clears it away.
 	Keep bool `json:"keep"`
@@ -130,6 +166,8 @@ func (o Options) defaults() (Options, error) {
 	setDefault(&o.VNI, 1)
 	setDefault(&o.Port, 8472)
 	setDefault(&o.Underlay, Virtual)
+	setDefault(&o.Families, IPv4)
+	setDefault(&o.Store, StoreFiles)
 	o.Pods = max(o.Pods, 0)
 
 	var errs []error
@@ -157,6 +195,7 @@ func (o Options) defaults() (Options, error) {
 	if slices.Contains(o.Kinds, Flanneld) && (o.Flanneld == "" || o.Etcd == "") {
 		wrong("nodes of kind %s need flanneld and etcd: give both", Flanneld)
 	}
+	errs = append(errs, o.storeFaults()...)
 	if slices.Contains(o.Kinds, Weft) && o.Binary == "" {
 		wrong("nodes of kind %s need the weft program: give Binary", Weft)
 	}
@@ -168,6 +207,30 @@ func (o Options) defaults() (Options, error) {
 		o.Binary = abs
 	}
 	return o, errors.Join(errs...)
+}
+
+// storeFaults are those of families and stores.
+func (o Options) storeFaults() (errs []error) {
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !slices.Contains([]Families{IPv4, DualStack, IPv6}, o.Families) {
+		wrong("families %q: choose %s, %s or %s", o.Families, IPv4, DualStack, IPv6)
+	}
+	if !slices.Contains([]Store{StoreFiles, StoreEtcd, StoreKube}, o.Store) {
+		wrong("store %q: choose %s, %s or %s", o.Store, StoreFiles, StoreEtcd, StoreKube)
+	}
+	if o.Store != StoreFiles && o.Etcd == "" || o.Store == StoreKube && o.APIServer == "" {
+		wrong("store %s needs its programs: give Etcd, and for %s APIServer too", o.Store, StoreKube)
+	}
+	if o.Families == DualStack && o.Store == StoreFiles && slices.Contains(o.Kinds, Weft) {
+		wrong("a file has one family of peers: nodes of kind %s need another store in a lab of both", Weft)
+	}
+	if o.Families == IPv6 && o.Store != StoreKube && slices.Contains(o.Kinds, Flanneld) {
+		wrong("flanneld tells leases in etcd apart by their IPv4 address: give nodes of kind %s the store %s in a lab without", Flanneld, StoreKube)
+	}
+	if o.Families != IPv4 && (o.Strangers > 0 || o.Room) {
+		wrong("strangers have IPv4 addresses only: choose families %s", IPv4)
+	}
+	return errs
 }
 
 // setDefault gives a value to what is zero.
@@ -193,8 +256,12 @@ type Lab struct {
 	Nodes    []*Node
 	Underlay *Space
 
+	// Etcd and Kube are the store, where the lab has it, while the process that
+	// made the lab runs. With Kube, Etcd is the API server's.
+	Etcd *Etcd
+	Kube *Kube
+
 	record *record
-	etcd   *Etcd // where Flanneld nodes are
 }
 
 // New builds a lab. When that fails, or ctx ends, nothing is left of it.
@@ -239,22 +306,20 @@ func (l *Lab) build(ctx context.Context) error {
 		return err
 	}
 	for _, n := range l.Nodes {
-		l.logf("node %s (%s): %s, pods %s", n, n.Kind, n.IP, n.Prefix)
+		l.logf("node %s (%s): %s, pods %s", n, n.Kind, list(n.Addresses()), list(n.Prefixes()))
 		if err := n.build(ctx); err != nil {
 			return fmt.Errorf("node %s: %w", n, err)
 		}
 	}
-	if slices.ContainsFunc(l.Nodes, func(n *Node) bool { return n.Kind == Flanneld }) {
-		if err := l.buildFlannelStore(ctx); err != nil {
-			return err
-		}
+	if err := l.buildStore(ctx); err != nil {
+		return err
 	}
 	for _, n := range l.Nodes {
 		if err := n.buildOverlay(ctx); err != nil {
 			return fmt.Errorf("overlay of node %s: %w", n, err)
 		}
 	}
-	return l.waitForFlanneld(ctx)
+	return l.waitForAll(ctx)
 }
 
 // Name is the lab's name.
@@ -290,6 +355,15 @@ func (l *Lab) Close() error { return l.record.remove() }
 
 // Directory is where the lab's logs and its record lie, until Close.
 func (l *Lab) Directory() string { return l.record.directory() }
+
+// list shows what there is, separated by commas.
+func list[T fmt.Stringer](all []T) string {
+	var words []string
+	for _, one := range all {
+		words = append(words, one.String())
+	}
+	return strings.Join(words, ", ")
+}
 
 func (l *Lab) logf(format string, args ...any) {
 	if l.Options.Log != nil {

@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -97,10 +99,35 @@ COMMIT
 `))
 }
 
+// legacyTables is a directory of a node with programs that come before all others.
+const legacyTables = "/run/legacy-tables"
+
+// linkLegacyTables makes that directory.
+func (n *Node) linkLegacyTables() error {
+	dir := n.Path(legacyTables)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for _, program := range []string{"iptables", "ip6tables"} {
+		for _, what := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(program + "-legacy" + what)
+			if err != nil {
+				return err
+			}
+			if err := os.Symlink(path, filepath.Join(dir, program+what)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // restoreRules adds rules to those that are there.
 func (n *Node) restoreRules(ctx context.Context, rules string) error {
 	program := "iptables-restore"
-	if _, err := exec.LookPath("iptables-nft-restore"); err == nil {
+	if n.lab.Options.LegacyTables {
+		program = "iptables-legacy-restore"
+	} else if _, err := exec.LookPath("iptables-nft-restore"); err == nil {
 		program = "iptables-nft-restore"
 	}
 	_, err := n.input(ctx, rules, program, "--noflush")

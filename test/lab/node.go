@@ -29,9 +29,17 @@ type Node struct {
 	Prefix  netip.Prefix
 	Gateway netip.Addr
 	VTEP    netip.Addr
-	// MAC is the overlay device's.
-	MAC  state.MAC
-	Pods []*Pod
+	// MAC is the overlay device's, where the lab or its files say so: flanneld
+	// and stores choose one by themselves.
+	MAC state.MAC
+	// The same for IPv6. All of these are the plan's: they are on devices if the
+	// lab has their family.
+	IPv6      netip.Addr
+	PrefixV6  netip.Prefix
+	GatewayV6 netip.Addr
+	VTEPv6    netip.Addr
+	MACv6     state.MAC
+	Pods      []*Pod
 
 	agent    *agent
 	flanneld *Process
@@ -39,15 +47,8 @@ type Node struct {
 
 // newNode makes the Go side of a node.
 func newNode(l *Lab, index int) *Node {
-	n := &Node{
-		Index:   index,
-		Kind:    l.Options.kind(index),
-		IP:      uplinkAddress(index),
-		Prefix:  podPrefix(index),
-		Gateway: inPrefix(index, 1),
-		VTEP:    inPrefix(index, 0),
-		MAC:     macOf(inPrefix(index, 0)),
-	}
+	n := &Node{Index: index, Kind: l.Options.kind(index), IP: uplinkAddress(index), IPv6: uplinkAddressV6(index)}
+	n.usePrefixes(index)
 	name := "n" + strconv.Itoa(index)
 	n.Space = Space{lab: l, name: name, netns: l.Name() + "-" + name}
 	n.holder = func() pid { return l.record.holder(index) }
@@ -57,11 +58,44 @@ func newNode(l *Lab, index int) *Node {
 	return n
 }
 
+// usePrefixes gives the node the plan's pod prefixes of a number, and what hangs
+// on them.
+func (n *Node) usePrefixes(number int) {
+	n.Prefix, n.PrefixV6 = podPrefix(number), podPrefixV6(number)
+	n.VTEP, n.VTEPv6 = inPrefix(n.Prefix, 0), inPrefix(n.PrefixV6, 0)
+	n.Gateway, n.GatewayV6 = inPrefix(n.Prefix, 1), inPrefix(n.PrefixV6, 1)
+	n.MAC, n.MACv6 = macOf(n.VTEP), v6MAC(macOf(n.VTEP))
+}
+
+// Addresses are those of eth0, IPv4 first.
+func (n *Node) Addresses() []netip.Addr { return choose(n.lab.Options.Families, n.IP, n.IPv6) }
+
+// Prefixes are those that hold the pods, IPv4 first.
+func (n *Node) Prefixes() []netip.Prefix {
+	return choose(n.lab.Options.Families, n.Prefix, n.PrefixV6)
+}
+
+// choose lists what there is in a lab of some families.
+func choose[T any](f Families, v4, v6 T) (all []T) {
+	if f.Has4() {
+		all = append(all, v4)
+	}
+	if f.Has6() {
+		all = append(all, v6)
+	}
+	return all
+}
+
 // build makes the node as its operator would hand it over to Kubernetes: an
 // uplink, forwarding, a bridge with pods on it, and netfilter.
 func (n *Node) build(ctx context.Context) error {
 	if err := n.hold(ctx); err != nil {
 		return err
+	}
+	if n.lab.Options.LegacyTables {
+		if err := n.linkLegacyTables(); err != nil {
+			return err
+		}
 	}
 	if err := n.ip(ctx, "link set lo up"); err != nil {
 		return err
@@ -69,16 +103,16 @@ func (n *Node) build(ctx context.Context) error {
 	if err := n.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
+	if n.lab.Options.Families.Has6() {
+		if err := n.Sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+			return err
+		}
+	}
 	if err := n.plugIn(ctx); err != nil {
 		return err
 	}
-	if err := n.buildBridge(ctx); err != nil {
+	if err := n.buildPods(ctx); err != nil {
 		return err
-	}
-	for _, p := range n.Pods {
-		if err := p.build(ctx); err != nil {
-			return fmt.Errorf("pod %s: %w", p, err)
-		}
 	}
 	if n.lab.Options.Netfilter && !n.lab.Options.KubeProxy {
 		return n.loadNetfilter(ctx)
@@ -94,7 +128,7 @@ func (n *Node) buildOverlay(ctx context.Context) error {
 	case Weft:
 		return n.StartAgent(ctx, n.lab.Options.Binary, n.lab.Options.AgentFlags...)
 	case Flanneld:
-		return n.startFlanneld()
+		return n.StartFlanneld()
 	default:
 		return nil
 	}
@@ -133,13 +167,62 @@ func (n *Node) hold(ctx context.Context) error {
 	return nameNamespace(n.netns, fmt.Sprintf("/proc/%d/ns/net", p.PID()))
 }
 
+// buildPods makes the bridge and the pods on it.
+func (n *Node) buildPods(ctx context.Context) error {
+	if err := n.buildBridge(ctx); err != nil {
+		return err
+	}
+	for _, p := range n.Pods {
+		if err := p.build(ctx); err != nil {
+			return fmt.Errorf("pod %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
 // buildBridge makes cni0 as the CNI bridge plugin makes it for flannel.
 func (n *Node) buildBridge(ctx context.Context) error {
-	return n.ip(ctx,
+	commands := []string{
 		fmt.Sprintf("link add cni0 address %s mtu %d type bridge", macOf(n.Gateway), n.lab.overlayMTU()),
 		"link set cni0 up",
-		fmt.Sprintf("address add %s/%d dev cni0", n.Gateway, n.Prefix.Bits()),
-	)
+	}
+	if n.lab.Options.Families.Has4() {
+		commands = append(commands, fmt.Sprintf("address add %s/%d dev cni0", n.Gateway, n.Prefix.Bits()))
+	}
+	if n.lab.Options.Families.Has6() {
+		commands = append(commands, fmt.Sprintf("address add %s/%d dev cni0 nodad", n.GatewayV6, n.PrefixV6.Bits()))
+	}
+	return n.ip(ctx, commands...)
+}
+
+// MovePods gives the node the pod prefixes that the node of another number would
+// have, as if it had been installed anew: cni0 and the pods are made again. The
+// caller ends what runs the overlay before, and starts it again.
+func (n *Node) MovePods(ctx context.Context, number int) error {
+	for _, p := range n.Pods {
+		if err := p.Destroy(); err != nil {
+			return err
+		}
+	}
+	if err := n.ip(ctx, "link delete cni0"); err != nil {
+		return err
+	}
+	n.usePrefixes(number)
+	for _, p := range n.Pods {
+		p.useAddresses()
+	}
+	return n.buildPods(ctx)
+}
+
+// MoveUplink gives the node the underlay addresses that the node of another
+// number would have. The caller ends what runs the overlay before, and starts it
+// again.
+func (n *Node) MoveUplink(ctx context.Context, number int) error {
+	if err := n.ip(ctx, "address flush dev eth0 scope global"); err != nil {
+		return err
+	}
+	n.IP, n.IPv6 = uplinkAddress(number), uplinkAddressV6(number)
+	return n.ip(ctx, n.uplinkAddresses()...)
 }
 
 // overlayMTU is what the underlay leaves to the pods: less the outer IPv4, UDP,
@@ -148,6 +231,15 @@ func (l *Lab) overlayMTU() int { return l.Options.MTU - 20 - 8 - 8 - 14 }
 
 // Overlay is the name of the overlay device.
 func (n *Node) Overlay() string { return fmt.Sprintf("flannel.%d", n.lab.Options.VNI) }
+
+// OverlayV6 is the name of the overlay device for IPv6.
+func (n *Node) OverlayV6() string { return fmt.Sprintf("flannel-v6.%d", n.lab.Options.VNI) }
+
+// Overlays are the names of the overlay devices that the lab's families need,
+// IPv4 first.
+func (n *Node) Overlays() []string {
+	return choose(n.lab.Options.Families, n.Overlay(), n.OverlayV6())
+}
 
 // Path returns where the machine sees a file of the node, for example
 // n.Path("/run/flannel/subnet.env") or n.Path("/sys/fs/bpf/weft/peers").

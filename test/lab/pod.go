@@ -19,18 +19,29 @@ type Pod struct {
 	Node  *Node
 	IP    netip.Addr
 	MAC   state.MAC
+	// IPv6 is the plan's, as of nodes.
+	IPv6 netip.Addr
 	// Veth is the name of the node's end of the pod's eth0.
 	Veth string
 }
 
 // newPod makes the Go side of a pod.
 func newPod(n *Node, index int) *Pod {
-	addr := inPrefix(n.Index, 1+index)
-	p := &Pod{Index: index, Node: n, IP: addr, MAC: macOf(addr), Veth: "veth" + strconv.Itoa(index)}
+	p := &Pod{Index: index, Node: n, Veth: "veth" + strconv.Itoa(index)}
+	p.useAddresses()
 	name := "p" + strconv.Itoa(index)
 	p.Space = Space{lab: n.lab, name: n.name + "/" + name, netns: n.netns + "-" + name, holder: n.holder}
 	return p
 }
+
+// useAddresses gives the pod its addresses of the node's prefixes.
+func (p *Pod) useAddresses() {
+	p.IP, p.IPv6 = inPrefix(p.Node.Prefix, 1+p.Index), inPrefix(p.Node.PrefixV6, 1+p.Index)
+	p.MAC = macOf(p.IP)
+}
+
+// Addresses are those of the pod's eth0, IPv4 first.
+func (p *Pod) Addresses() []netip.Addr { return choose(p.lab.Options.Families, p.IP, p.IPv6) }
 
 // build makes the pod's namespace and connects it, as flannel's CNI plugin
 // does (hairpin mode included).
@@ -49,12 +60,18 @@ func (p *Pod) build(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	return p.ip(ctx,
-		"link set lo up",
-		fmt.Sprintf("address add %s/%d dev eth0", p.IP, p.Node.Prefix.Bits()),
-		"link set eth0 up",
-		fmt.Sprintf("route add default via %s dev eth0", p.Node.Gateway),
-	)
+	commands := []string{"link set lo up", "link set eth0 up"}
+	if p.lab.Options.Families.Has4() {
+		commands = append(commands,
+			fmt.Sprintf("address add %s/%d dev eth0", p.IP, p.Node.Prefix.Bits()),
+			fmt.Sprintf("route add default via %s dev eth0", p.Node.Gateway))
+	}
+	if p.lab.Options.Families.Has6() {
+		commands = append(commands,
+			fmt.Sprintf("address add %s/%d dev eth0 nodad", p.IPv6, p.Node.PrefixV6.Bits()),
+			fmt.Sprintf("route add default via %s dev eth0", p.Node.GatewayV6))
+	}
+	return p.ip(ctx, commands...)
 }
 
 // Destroy deletes the pod: its namespace and, with it, both ends of its veth.

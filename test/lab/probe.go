@@ -20,6 +20,8 @@ type ProbeOptions struct {
 	// ICMP asks with ICMP echo, which the other pod's kernel answers, and not
 	// with UDP, which the probe itself answers.
 	ICMP bool
+	// IPv6 asks by IPv6.
+	IPv6 bool
 	// Size is the payload in bytes, 16 at least.
 	Size int
 }
@@ -107,20 +109,28 @@ func StartProbe(from, to *Pod, o ProbeOptions) (*Probe, error) {
 
 // open makes the sockets in their pods.
 func (p *Probe) open(from, to *Pod) error {
+	source, target := from.IP, to.IP
+	if p.options.IPv6 {
+		source, target = from.IPv6, to.IPv6
+	}
 	if p.options.ICMP {
+		network := "ip4:icmp"
+		if p.options.IPv6 {
+			network = "ip6:ipv6-icmp"
+		}
 		return from.Do(func() (err error) {
-			p.client, err = net.DialIP("ip4:icmp", &net.IPAddr{IP: from.IP.AsSlice()}, &net.IPAddr{IP: to.IP.AsSlice()})
+			p.client, err = net.DialIP(network, &net.IPAddr{IP: source.AsSlice()}, &net.IPAddr{IP: target.AsSlice()})
 			return err
 		})
 	}
 	if err := to.Do(func() (err error) {
-		p.server, err = listenUDP(to.IP)
+		p.server, err = listenUDP(target)
 		return err
 	}); err != nil {
 		return err
 	}
 	return from.Do(func() error {
-		client, err := net.DialUDP("udp4", nil, p.server.LocalAddr().(*net.UDPAddr))
+		client, err := net.DialUDP("udp", nil, p.server.LocalAddr().(*net.UDPAddr))
 		if err != nil {
 			return err
 		}
@@ -130,7 +140,7 @@ func (p *Probe) open(from, to *Pod) error {
 }
 
 func listenUDP(addr netip.Addr) (net.PacketConn, error) {
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +214,10 @@ func (p *Probe) packet(number uint32, begun time.Time) []byte {
 	}
 	packet := append([]byte{8, 0, 0, 0, 0x77, 0x66, 0, 0}, payload...)
 	binary.BigEndian.PutUint16(packet[6:], uint16(number))
+	if p.options.IPv6 {
+		packet[0] = 128 // the kernel writes the checksum of ICMPv6
+		return packet
+	}
 	binary.BigEndian.PutUint16(packet[2:], checksum(packet))
 	return packet
 }
@@ -220,7 +234,10 @@ func (p *Probe) receive() {
 			continue // a refusal that an ICMP error brought: the answer stays away
 		}
 		payload := buffer[:n]
-		if p.options.ICMP {
+		switch {
+		case p.options.ICMP && p.options.IPv6:
+			payload = echoedV6(payload)
+		case p.options.ICMP:
 			payload = echoed(payload)
 		}
 		p.count(payload)
@@ -238,6 +255,14 @@ func echoed(packet []byte) []byte {
 		return nil
 	}
 	return packet[ipHeader+icmpHeader:]
+}
+
+// echoedV6 is echoed for ICMPv6, which comes without the IP header.
+func echoedV6(packet []byte) []byte {
+	if len(packet) < icmpHeader || packet[0] != 129 {
+		return nil
+	}
+	return packet[icmpHeader:]
 }
 
 // count notes an answer.

@@ -29,9 +29,13 @@ type Process struct {
 
 // Start starts a command in the background. What it prints goes to a file in
 // the lab's directory.
-func (s *Space) Start(command ...string) (*Process, error) {
+func (s *Space) Start(command ...string) (*Process, error) { return s.startWith(nil, command...) }
+
+// startWith is Start with more in the environment.
+func (s *Space) startWith(environment []string, command ...string) (*Process, error) {
 	command = words(command)
 	cmd := s.Command(context.Background(), command...)
+	cmd.Env = append(cmd.Env, environment...)
 	return s.lab.start(cmd, s.name+" "+filepath.Base(command[0]))
 }
 

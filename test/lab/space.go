@@ -90,13 +90,17 @@ func (s *Space) enter(command []string) []string {
 	return append(args, command...)
 }
 
-// environment is ours, with the lab's weft program in front of the PATH.
+// environment is ours, with the lab's own programs in front of the PATH.
 func (s *Space) environment() []string {
-	if s.lab.Options.Binary == "" {
-		return os.Environ()
+	var dirs []string
+	if s.lab.Options.Binary != "" {
+		dirs = append(dirs, filepath.Dir(s.lab.Options.Binary))
+	}
+	if s.lab.Options.LegacyTables {
+		dirs = append(dirs, legacyTables)
 	}
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PATH=") })
-	return append(env, "PATH="+filepath.Dir(s.lab.Options.Binary)+":"+os.Getenv("PATH"))
+	return append(env, "PATH="+strings.Join(append(dirs, os.Getenv("PATH")), ":"))
 }
 
 // words splits a command that was given as one string.

@@ -4,9 +4,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -43,7 +46,7 @@ func (l *Lab) strangers() []stranger {
 
 // Network holds the pods of all nodes, strangers included.
 func (l *Lab) Network() netip.Prefix {
-	if l.Options.Strangers > 0 {
+	if l.Options.Strangers > 0 || l.Options.Room {
 		return wideNetwork
 	}
 	return Network
@@ -66,4 +69,48 @@ func (n *Node) addStrangers(ctx context.Context) error {
 		return err
 	}
 	return n.ip(ctx, others...)
+}
+
+// strangersAtOnce is how many requests about strangers are under way together.
+const strangersAtOnce = 8
+
+// CreateStrangers makes Node objects for a number of strangers, as flanneld leaves
+// them. More than the lab was made with need Options.Room.
+func (l *Lab) CreateStrangers(ctx context.Context, number int) error {
+	l.Options.Strangers = number
+	return l.eachStranger(func(s stranger) error {
+		return l.Kube.Ask(ctx, http.MethodPost, "/api/v1/nodes", Object{
+			"metadata": Object{"name": s.name, "annotations": Object{
+				"flannel.alpha.coreos.com/kube-subnet-manager": "true",
+				"flannel.alpha.coreos.com/backend-type":        "vxlan",
+				"flannel.alpha.coreos.com/backend-data":        mustJSON(l.backendData(s)),
+				"flannel.alpha.coreos.com/public-ip":           s.ip,
+			}},
+			"spec": Object{"podCIDR": s.prefix, "podCIDRs": []netip.Prefix{s.prefix}},
+		}, nil)
+	})
+}
+
+// DeleteStrangers deletes the Node objects of all strangers.
+func (l *Lab) DeleteStrangers(ctx context.Context) error {
+	defer func() { l.Options.Strangers = 0 }()
+	return l.eachStranger(func(s stranger) error {
+		return l.Kube.Ask(ctx, http.MethodDelete, "/api/v1/nodes/"+s.name, nil, nil)
+	})
+}
+
+// eachStranger does something for each, some at the same time, and waits for all.
+func (l *Lab) eachStranger(do func(s stranger) error) error {
+	all := l.strangers()
+	errs := make([]error, strangersAtOnce)
+	var workers sync.WaitGroup
+	for worker := range strangersAtOnce {
+		workers.Go(func() {
+			for i := worker; i < len(all) && errs[worker] == nil; i += strangersAtOnce {
+				errs[worker] = do(all[i])
+			}
+		})
+	}
+	workers.Wait()
+	return errors.Join(errs...)
 }

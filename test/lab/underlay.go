@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 )
 
@@ -22,12 +23,26 @@ func (l *Lab) buildUnderlay(ctx context.Context) error {
 			break
 		}
 	}
-	return l.Underlay.ip(ctx,
+	commands := []string{
 		"link set lo up",
 		fmt.Sprintf("link add br0 address %s mtu %d type bridge stp_state 0 mcast_snooping 0", macOf(Gateway), l.Options.MTU),
 		"link set br0 up",
-		fmt.Sprintf("address add %s%s dev br0", Gateway, underlayBits),
-	)
+	}
+	if l.Options.Families.Has4() {
+		commands = append(commands, fmt.Sprintf("address add %s%s dev br0", Gateway, underlayBits))
+	}
+	if l.Options.Families.Has6() {
+		commands = append(commands, fmt.Sprintf("address add %s%s dev br0 nodad", GatewayV6, underlayBitsV6))
+	}
+	return l.Underlay.ip(ctx, commands...)
+}
+
+// Gateway is the underlay's own address, of the family that all nodes have.
+func (l *Lab) Gateway() netip.Addr {
+	if l.Options.Families.Has4() {
+		return Gateway
+	}
+	return GatewayV6
 }
 
 // plugIn joins a node's eth0 to the underlay. The other end is a port of br0
@@ -48,11 +63,23 @@ func (n *Node) plugIn(ctx context.Context) error {
 			return err
 		}
 	}
-	return n.ip(ctx,
-		fmt.Sprintf("address add %s%s dev eth0", n.IP, underlayBits),
-		"link set eth0 up",
-		fmt.Sprintf("route add default via %s dev eth0", Gateway),
-	)
+	return n.ip(ctx, append([]string{"link set eth0 up"}, n.uplinkAddresses()...)...)
+}
+
+// uplinkAddresses are the commands that give eth0 its addresses and the node its
+// default routes.
+func (n *Node) uplinkAddresses() (commands []string) {
+	if n.lab.Options.Families.Has4() {
+		commands = append(commands,
+			fmt.Sprintf("address add %s%s dev eth0", n.IP, underlayBits),
+			fmt.Sprintf("route replace default via %s dev eth0", Gateway))
+	}
+	if n.lab.Options.Families.Has6() {
+		commands = append(commands,
+			fmt.Sprintf("address add %s%s dev eth0 nodad", n.IPv6, underlayBitsV6),
+			fmt.Sprintf("route replace default via %s dev eth0", GatewayV6))
+	}
+	return commands
 }
 
 // wireFeatures make eth0 cut what it sends into packets of its MTU and merge
