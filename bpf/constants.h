@@ -19,6 +19,10 @@
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_HOPOPTS 0 /* this and the next three are IPv6 extension headers */
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_DSTOPTS 60
 #define TCP_HEADER_LEN 20 /* without options */
 #define TCP_CHECK_OFFSET 16
 #define UDP_CHECK_OFFSET 6
@@ -97,5 +101,8 @@
 /* Addresses of pods on this node that can be known, and redirect targets. */
 #define MAX_ENDPOINTS 2048
 
-/* Different prefix lengths among the peers' pod prefixes. */
+/* Different prefix lengths among the peers' pod prefixes, of one family. */
 #define PREFIX_LENGTHS 8
+
+/* IPv6 extension headers that are looked through before the transport header. */
+#define EXTENSION_HEADERS 4

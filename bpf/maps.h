@@ -4,9 +4,10 @@
 #include "reasons.h"
 #include "structs.h"
 
-/* The loader sets the size of peer_states and peer_counters: the number of peers
- * that have slots. Hash maps take memory for what is in them, LRU maps all of
- * it at once. */
+/* The loader sets the size of peer_states, peer_counters and peer6_counters: the
+ * number of peers that have slots. Without IPv6 the maps for it have room for one
+ * entry, without IPv4 the former two and witnesses. Hash maps take memory for
+ * what is in them, LRU maps all of it at once. */
 
 /* pod prefix → the peer it belongs to. Written by the agent. A hash with one
  * lookup per prefix length in use, longest first: a fifth of an LPM trie's
@@ -45,6 +46,33 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counters);
 } peer_counters SEC(".maps");
+
+/* IPv6 pod prefix → the peer it belongs to. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_KNOWN);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix6);
+	__type(value, struct peer6);
+} peers6 SEC(".maps");
+
+/* IPv6 node address → the node it belongs to. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_KNOWN);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address6);
+	__type(value, struct node6);
+} nodes6 SEC(".maps");
+
+/* slot of an IPv6 peer → what the kernel path carried to and from that peer node.
+ * Written by the programs, set to zero by the agent when a slot changes hands. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct path_counters);
+} peer6_counters SEC(".maps");
 
 /* enum reason → packets passed and dropped for it. Written by the programs. */
 struct {

@@ -41,8 +41,20 @@ struct prefix {
 	__be32 addr;
 };
 
+/* An IPv6 address. */
+struct address6 {
+	__be32 words[4];
+};
+
+/* An IPv6 pod prefix, as a prefix. */
+struct prefix6 {
+	__u32 bits;
+	struct address6 addr;
+};
+
 /* The slot of a peer that only the source check knows: there is no room for
- * its state, or the kernel path does not serve it yet. */
+ * its state, or the kernel path does not serve it yet. An IPv6 peer without a
+ * slot is not counted. */
 #define NO_SLOT 0xffffffff
 
 /* The peer that a pod prefix belongs to. */
@@ -53,10 +65,24 @@ struct peer {
 	__u8 pad[2];
 };
 
+/* The same for an IPv6 one. */
+struct peer6 {
+	struct address6 remote;
+	__u32 slot; /* its place in peer6_counters */
+	__u8 mac[ETH_ALEN];
+	__u8 pad[2];
+};
+
 /* The node that an address belongs to: a peer's public IP, or another address
  * of its that may be an inner source. */
 struct node {
 	__be32 remote; /* its public IP */
+	__u32 slot;
+};
+
+/* The same for an IPv6 address. */
+struct node6 {
+	struct address6 remote;
 	__u32 slot;
 };
 
@@ -168,6 +194,11 @@ struct in_force {
 	struct timeout tcp_established, tcp_unacknowledged, udp_stream;
 	__u32 stamp; /* random; see stamp.h */
 	__u64 nonce; /* random; see stamp.h */
+
+	__u32 overlay6;                    /* interface index of our IPv6 overlay device */
+	__u8 prefix6_lengths;              /* how many of prefix6_bits are used */
+	__u8 prefix6_bits[PREFIX_LENGTHS]; /* longest first */
+	__u8 pad6[3];
 };
 
 /* Inner packets and bytes of a peer over one path. A packet is one segment on

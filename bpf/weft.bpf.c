@@ -3,6 +3,7 @@
 /* The programs of weft, one file each. See ARCHITECTURE.md for how a packet
  * meets them. */
 
+#include "overlay6.h"
 #include "overlay_in.h"
 #include "overlay_out.h"
 #include "pod_in.h"

@@ -36,7 +36,8 @@ type Options struct {
 	Express string
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string
-	// MaxPeers is how many peer nodes fit the accelerator's maps.
+	// MaxPeers is how many peer nodes fit the accelerator's maps. It counts public
+	// IPs, of each address family as many: a node with both is one.
 	MaxPeers int
 	// Rules are what is kept in the host's firewall, as flannel does.
 	Rules Rules
@@ -211,51 +212,67 @@ func (d *Dataplane) lookForPods(prefixes []netip.Prefix) {
 }
 
 // syncAccelerator loads, feeds and attaches the programs, or takes them away
-// when the kernel path has to carry everything.
+// when the kernel path has to carry everything and there is nobody to count.
 func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
-	if reason := d.hopeless(s, result.Uplink); reason != "" {
-		return d.goWithout(reason)
+	hopeless := d.hopeless(s, result.Uplink)
+	if hopeless != "" && !d.counts(s) {
+		return d.goWithout(hopeless)
 	}
-	overlay, found := ipv4Overlay(result.Overlays)
-	if !found {
-		// It may be back in a moment. Programs that are there leave all
-		// packets to the kernel meanwhile: their devices are gone.
-		d.setReason("there is no IPv4 overlay device on an uplink now")
-		return nil
-	}
-	if err := d.loadAccelerator(s); err != nil {
+	if err := d.loadAccelerator(ebpf.Options{
+		PinDir: d.opts.PinDir, MaxPeers: d.opts.MaxPeers, VNI: s.VNI, Port: s.Port,
+		IPv6: d.counts(s), NoIPv4: hopeless != "",
+	}); err != nil {
 		// No error of the sync, Report tells it. Programs of an agent before
 		// us, or of another VNI, would go stale: nobody would tell them about
 		// peers any more. Maps and switches stay.
 		return d.goWithout(d.reason)
 	}
+	desired := d.desired(s, result)
+	misfits, err := d.accel.Sync(desired)
+	if err != nil {
+		d.setReason(err.Error())
+		return fmt.Errorf("accelerator: %w", err)
+	}
+	d.tellMisfits(misfits)
+	if hopeless == "" && desired.Overlay == 0 {
+		// It may be back in a moment. Programs that are there leave all
+		// packets to the kernel meanwhile: their devices are gone.
+		hopeless = "there is no IPv4 overlay device on an uplink now"
+	}
+	d.setReason(hopeless)
+	if hopeless != "" {
+		return nil
+	}
+	return d.holdBack(desired)
+}
+
+// desired is what the accelerator should do.
+func (d *Dataplane) desired(s state.State, result kernel.Result) ebpf.Desired {
+	overlay, overlay6 := overlayOf(result.Overlays, netip.Addr.Is4), overlayOf(result.Overlays, netip.Addr.Is6)
 	desired := ebpf.Desired{
 		Uplink:       result.Uplink.Index,
 		Overlay:      overlay.Index,
+		Overlay6:     overlay6.Index,
 		OverlayMTU:   overlay.MTU,
 		Local:        overlay.Local,
 		MAC:          overlay.MAC,
 		SourceCheck:  d.opts.SourceCheck,
 		RoutesByMark: routesByMark(),
 		Held:         len(d.held) > 0,
+		Aliases:      aliases(s, result.Uplink),
 	}
 	desired.Peers, desired.Known = served(s.Peers, result)
-	desired.Aliases = aliases(s, result.Uplink)
-	misfits, err := d.accel.Sync(desired)
-	if err != nil {
-		d.setReason(err.Error())
-		return fmt.Errorf("accelerator: %w", err)
-	}
-	d.setReason("")
-	d.tellMisfits(misfits)
-	return d.holdBack(desired)
+	return desired
 }
 
-// hopeless says why programs can't work here, or nothing.
+// hopeless says why programs can't carry packets here, or nothing. IPv6 rides the
+// kernel path always.
 func (d *Dataplane) hopeless(s state.State, uplink kernel.Uplink) string {
 	switch {
 	case d.opts.Accel == "off":
 		return "acceleration is off (--accel=off)"
+	case !s.Local.PublicIP.IsValid():
+		return "there is no IPv4 overlay network; IPv6 rides the kernel path"
 	case s.GBP:
 		return "the overlay carries packets' marks (GBP), which programs do not write"
 	case s.Learning:
@@ -264,14 +281,21 @@ func (d *Dataplane) hopeless(s state.State, uplink kernel.Uplink) string {
 	return unsuitable(uplink)
 }
 
-// ipv4Overlay finds the overlay device that the programs work on.
-func ipv4Overlay(overlays []kernel.Overlay) (kernel.Overlay, bool) {
+// counts tells whether there are IPv6 peers' packets to be counted, by programs
+// that do nothing else.
+func (d *Dataplane) counts(s state.State) bool {
+	return d.opts.Accel != "off" && s.Local.PublicIPv6.IsValid()
+}
+
+// overlayOf finds the overlay device of an address family; the zero Overlay is
+// none.
+func overlayOf(overlays []kernel.Overlay, is func(netip.Addr) bool) kernel.Overlay {
 	for _, o := range overlays {
-		if o.Local.Is4() {
-			return o, true
+		if is(o.Local) {
+			return o
 		}
 	}
-	return kernel.Overlay{}, false
+	return kernel.Overlay{}
 }
 
 // goWithout takes the programs off their places and remembers why. Where they
@@ -291,10 +315,8 @@ func (d *Dataplane) goWithout(reason string) error {
 	return err
 }
 
-// loadAccelerator loads the programs unless they are loaded for this VNI and
-// port already.
-func (d *Dataplane) loadAccelerator(s state.State) error {
-	want := ebpf.Options{PinDir: d.opts.PinDir, MaxPeers: d.opts.MaxPeers, VNI: s.VNI, Port: s.Port}
+// loadAccelerator loads the programs unless they are loaded as wanted already.
+func (d *Dataplane) loadAccelerator(want ebpf.Options) error {
 	if d.accel != nil && d.loaded == want {
 		return nil
 	}
@@ -310,6 +332,10 @@ func (d *Dataplane) loadAccelerator(s state.State) error {
 	d.closeAccelerator()
 	d.accel, d.loaded, d.without = accel, want, false
 	d.tellMemory()
+	if want.NoIPv4 {
+		d.held = nil
+		return nil
+	}
 	return d.startExpress()
 }
 
@@ -333,7 +359,7 @@ func (d *Dataplane) startExpress() error {
 // expressCame tells that the kernel has become able to do express: conntrack is
 // a module in most of them, loaded by the first rule that needs it.
 func (d *Dataplane) expressCame() bool {
-	if d.opts.Express == "off" || d.accel.NoExpress() == "" || time.Since(d.probed) < probeInterval {
+	if d.opts.Express == "off" || d.loaded.NoIPv4 || d.accel.NoExpress() == "" || time.Since(d.probed) < probeInterval {
 		return false
 	}
 	d.probed = time.Now()
@@ -405,16 +431,16 @@ func (d *Dataplane) tellMisfits(misfits ebpf.Misfits) {
 	changed := misfits.Len() != d.misfits.Len()
 	d.misfits = misfits
 	if peers := misfits.NoRoom; changed && len(peers) > 0 {
-		d.opts.Log.Warn("no room for all peers; some ride the kernel path (raise --max-peers)",
+		d.opts.Log.Warn("no room for all peers; some ride the kernel path, or of IPv6 are not counted (raise --max-peers)",
 			"peers", len(peers), "first", peers[0].Prefix, "maxPeers", d.opts.MaxPeers)
 	}
 	if peers := misfits.Unknown; changed && len(peers) > 0 {
-		d.opts.Log.Warn("peers have too many prefixes, or prefixes of too many lengths; some ride the kernel path and fail the source check",
+		d.opts.Log.Warn("peers have too many prefixes, or prefixes of too many lengths; some ride the kernel path and fail the source check, or of IPv6 are not counted",
 			"peers", len(peers), "first", peers[0].Prefix)
 	}
 }
 
-// served are the IPv4 peers that the kernel path carries: only where the
+// served are the peers that the kernel path carries: only where the
 // kernel's own route points at the overlay device may a program do its work.
 // Known are those that it does not carry yet, or past the overlay device
 // (DirectRouting); one that is refused is neither.
@@ -425,7 +451,7 @@ func served(peers []state.Peer, result kernel.Result) (carried, known []state.Pe
 	}
 	for _, p := range peers {
 		switch {
-		case !p.Prefix.Addr().Is4() || result.Failed[p.Prefix] != nil:
+		case result.Failed[p.Prefix] != nil:
 		case aside[p.Prefix]:
 			known = append(known, p)
 		default:
@@ -485,7 +511,7 @@ func (d *Dataplane) look() bool {
 	now := seen(hooks, err)
 	changed := now != d.lastLook
 	d.lastLook = now
-	return changed || d.accel.SettingsChanged() || len(d.misfits.NoRoom) > 0 && d.accel.HasRoom()
+	return changed || d.accel.SettingsChanged() || d.accel.HasRoom(d.misfits)
 }
 
 // seen is what a look at the attachments comes to, as a text to compare.

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,8 +59,8 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 		vni = 1
 	}
 	r := Report{Mode: ModeKernel, Switches: Switches{true, true}, VNI: vni}
-	r.Overlay = device(kernel.DeviceName(vni, false))
-	r.Port = vxlanPort(r.Overlay.Name)
+	r.Overlay, r.OverlayV6 = device(kernel.DeviceName(vni, false)), device(kernel.DeviceName(vni, true))
+	r.Port = cmp.Or(vxlanPort(r.Overlay.Name), vxlanPort(r.OverlayV6.Name))
 
 	path, err := kernel.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -77,7 +78,7 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 		return r, r.readPins(view, path)
 	}
 	entries, err := path.Entries(vni)
-	r.Peers = comparePeers(nil, entries, false)
+	r.Peers = comparePeers(nil, entries, families{})
 	if errors.Is(viewErr, ebpf.ErrNoPins) {
 		r.Reason, viewErr = "no programs are loaded", nil
 	} else {
@@ -118,9 +119,10 @@ func (r *Report) readPins(view *ebpf.View, path *kernel.Path) error {
 	if err != nil {
 		return err
 	}
-	r.Peers = comparePeers(peers, entries, true)
-	if !anyAttached(hooks) {
-		for i := range r.Peers {
+	r.Peers = comparePeers(peers, entries, families{now.IPv4, now.IPv6})
+	four, six := attached(hooks)
+	for i, p := range r.Peers {
+		if p.PublicIP.Is4() && !four || !p.PublicIP.Is4() && !six {
 			r.Peers[i].Counters = nil // nobody counts
 		}
 	}
@@ -160,25 +162,37 @@ func (r *Report) readExpress(view *ebpf.View, now ebpf.Runtime) error {
 }
 
 // judge tells the mode from what is attached, and why it is not all it should
-// be.
+// be. Programs that only count make no difference.
 func judge(hooks []ebpf.Hook) (mode, reason string) {
 	var missing []string
+	carries := false
 	for _, h := range hooks {
+		if h.Counts {
+			continue
+		}
+		carries = true
 		if h.Kind == "" {
 			missing = append(missing, h.Program)
 		}
 	}
-	if len(missing) > 0 {
+	switch held := heldBy(hooks); {
+	case !carries:
+		return ModeKernel, "no program carries packets; IPv6 rides the kernel path"
+	case len(missing) > 0:
 		return ModeKernel, "not attached: " + strings.Join(missing, ", ")
-	}
-	if held := heldBy(hooks); len(held) > 0 {
+	case len(held) > 0:
 		return ModeEBPF, holdReason(held)
 	}
 	return ModeEBPF, ""
 }
 
-func anyAttached(hooks []ebpf.Hook) bool {
-	return slices.ContainsFunc(hooks, func(h ebpf.Hook) bool { return h.Kind != "" })
+// attached tells for which families a program is at its place.
+func attached(hooks []ebpf.Hook) (ipv4, ipv6 bool) {
+	for _, h := range hooks {
+		there := h.Kind != ""
+		ipv4, ipv6 = ipv4 || there && !h.Counts, ipv6 || there && h.Counts
+	}
+	return ipv4, ipv6
 }
 
 func reportHooks(hooks []ebpf.Hook) []Hook {
@@ -222,14 +236,21 @@ func reportMaps(view *ebpf.View) ([]MapInfo, error) {
 	return out, err
 }
 
+// families are those that programs know peers of.
+type families struct{ ipv4, ipv6 bool }
+
+func (f families) has(a netip.Addr) bool { return a.Is4() && f.ipv4 || a.Is6() && f.ipv6 }
+
 // comparePeers joins the peers of the maps with those of the kernel, by public
 // IP, and says in words where they differ.
-func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []PeerReport {
-	byIP := map[netip.Addr]*PeerReport{}
+func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap families) []PeerReport {
+	byIP, inMap := map[netip.Addr]*PeerReport{}, map[netip.Addr]bool{}
 	for _, p := range peers {
 		byIP[p.PublicIP] = &PeerReport{
-			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Switches: Switches{Express: p.Express, Base: p.On}, InMap: p.Carried, Counters: counters(p),
+			PublicIP: p.PublicIP, Prefixes: p.Prefixes, MAC: p.MAC, Switches: Switches{Express: p.Express, Base: p.On},
+			InMap: p.Carried && p.PublicIP.Is4(), Counters: counters(p),
 		}
+		inMap[p.PublicIP] = p.Carried
 	}
 	seen := map[netip.Prefix]bool{}
 	for _, e := range entries {
@@ -249,18 +270,18 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 		seen[e.Prefix] = true
 		if !slices.Contains(r.Prefixes, e.Prefix) {
 			r.Prefixes = append(r.Prefixes, e.Prefix)
-			if withMap && e.Prefix.Addr().Is4() {
+			if withMap.has(e.Prefix.Addr()) {
 				r.Divergence = append(r.Divergence, fmt.Sprintf("%v is in the kernel but not in the peers map", e.Prefix))
 			}
 		}
-		if r.InMap && e.MAC != r.MAC {
+		if inMap[e.PublicIP] && e.MAC != r.MAC {
 			r.Divergence = append(r.Divergence, fmt.Sprintf("%v: the kernel has MAC %v, the peers map %v", e.Prefix, e.MAC, r.MAC))
 		}
 	}
 	for _, p := range peers {
 		r := byIP[p.PublicIP]
 		if !p.Carried && len(r.Direct) < len(p.Prefixes) {
-			r.Divergence = append(r.Divergence, "the accelerator has no room for it; it rides the kernel path")
+			r.Divergence = append(r.Divergence, noRoom(p))
 		}
 		for _, prefix := range p.Prefixes {
 			if !seen[prefix] {
@@ -274,6 +295,14 @@ func comparePeers(peers []ebpf.Peer, entries []kernel.Entry, withMap bool) []Pee
 	}
 	slices.SortFunc(out, func(a, b PeerReport) int { return a.PublicIP.Compare(b.PublicIP) })
 	return out
+}
+
+// noRoom says what becomes of a peer that the maps have no room for.
+func noRoom(p ebpf.Peer) string {
+	if p.PublicIP.Is4() {
+		return "the accelerator has no room for it; it rides the kernel path"
+	}
+	return "the accelerator has no room for it; its packets are not counted"
 }
 
 func counters(p ebpf.Peer) []PathCounters {

@@ -70,7 +70,7 @@ func (d *Dataplane) syncPods() error {
 	defer d.mu.Unlock()
 	d.found = found
 	d.injection.syncPods(found)
-	if d.accel == nil {
+	if d.accel == nil || d.loaded.NoIPv4 {
 		return nil
 	}
 	own, err := ownAddresses()

@@ -21,9 +21,11 @@ type Report struct {
 	Express Express `json:"express"`
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string `json:"sourceCheck,omitempty"`
-	// Uplink and Overlay are the two devices; empty names when absent.
-	Uplink  Device `json:"uplink"`
-	Overlay Device `json:"overlay"`
+	// Uplink and Overlay are the two devices; empty names when absent. OverlayV6
+	// is the one of IPv6, which rides the kernel path.
+	Uplink    Device `json:"uplink"`
+	Overlay   Device `json:"overlay"`
+	OverlayV6 Device `json:"overlayV6,omitzero"`
 	// VNI and Port are the overlay's.
 	VNI  uint32 `json:"vni"`
 	Port uint16 `json:"port"`
@@ -111,7 +113,8 @@ type Hook struct {
 	Behind []string `json:"behind,omitempty"`
 }
 
-// PeerReport is one peer node.
+// PeerReport is one peer node, or what it has of one address family: a node with
+// two public IPs is two peers.
 type PeerReport struct {
 	PublicIP netip.Addr     `json:"publicIP"`
 	Prefixes []netip.Prefix `json:"prefixes"`
@@ -119,7 +122,7 @@ type PeerReport struct {
 	// Switches are the peer's.
 	Switches Switches `json:"switches"`
 	// InMap tells that the peer is in the accelerator's peers map; one that is
-	// not there rides the kernel path.
+	// not there rides the kernel path. No IPv6 peer is.
 	InMap bool `json:"inMap"`
 	// Divergence lists what differs between the peers map and the kernel's
 	// route, neighbour and FDB entries, in words. Empty is as it should be.
@@ -127,7 +130,8 @@ type PeerReport struct {
 	// Direct are those of the prefixes that DirectRouting serves: their packets
 	// are routed there as they are, without a tunnel, and not counted.
 	Direct []netip.Prefix `json:"direct,omitempty"`
-	// Counters by path, in order express, base, kernel; nil without programs.
+	// Counters by path, in order express, base, kernel; nil without programs. Of
+	// an IPv6 peer the first two are 0.
 	Counters []PathCounters `json:"counters,omitempty"`
 }
 

@@ -23,9 +23,10 @@ func TestWhoIsCarriedByPrograms(t *testing.T) {
 		all = append(all, peers[name])
 	}
 	all = append(all, state.Peer{Node: "v6", Prefix: netip.MustParsePrefix("fd00::/64")})
+	all = append(all, state.Peer{Node: "skippedv6", Prefix: netip.MustParsePrefix("fd00:0:0:1::/64")})
 	carried, known := served(all, kernel.Result{
 		Direct:  []netip.Prefix{peers["direct"].Prefix},
-		Skipped: []netip.Prefix{peers["skipped"].Prefix},
+		Skipped: []netip.Prefix{peers["skipped"].Prefix, netip.MustParsePrefix("fd00:0:0:1::/64")},
 		Failed:  map[netip.Prefix]error{peers["failed"].Prefix: errors.New("refused")},
 	})
 	names := func(peers []state.Peer) string {
@@ -35,7 +36,7 @@ func TestWhoIsCarriedByPrograms(t *testing.T) {
 		}
 		return strings.Join(names, " ")
 	}
-	if got := names(carried) + ", " + names(known); got != "tunnel, direct skipped" {
+	if got := names(carried) + ", " + names(known); got != "tunnel v6, direct skipped skippedv6" {
 		t.Errorf("carried and known are %s", got)
 	}
 }
@@ -48,6 +49,7 @@ func TestKernelPathCarriesWhatProgramsCannot(t *testing.T) {
 		want  string
 	}{
 		"Plain":       {state.State{}, "auto", ""},
+		"NoIPv4":      {state.State{Local: state.Local{PublicIPv6: netip.MustParseAddr("2001:db8::11")}}, "auto", "IPv6 rides the kernel path"},
 		"Direct":      {state.State{DirectRouting: true}, "auto", ""},
 		"GroupPolicy": {state.State{GBP: true}, "auto", "GBP"},
 		"Learning":    {state.State{Learning: true}, "auto", "Learning"},
@@ -55,6 +57,9 @@ func TestKernelPathCarriesWhatProgramsCannot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &Dataplane{opts: Options{Accel: c.accel}}
+			if !c.state.Local.PublicIPv6.IsValid() {
+				c.state.Local.PublicIP = netip.MustParseAddr("192.0.2.11")
+			}
 			if got := d.hopeless(c.state, uplink); !strings.Contains(got, c.want) || (got == "") != (c.want == "") {
 				t.Errorf("reason is %q, want %q", got, c.want)
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/weft-net/weft/dataplane"
@@ -67,7 +68,7 @@ func printPeers(w io.Writer, names names, r dataplane.Report, wide bool) {
 		peersNarrow(names, r).write(w, "")
 		fmt.Fprint(w, pathsLegend(r))
 	}
-	if r.Mode != "ebpf" {
+	if r.Mode != "ebpf" && !anyCounted(r) {
 		fmt.Fprintf(w, "\nNo counters: %s.\n", printable(strings.TrimSuffix(noCounters(r), ".")))
 	}
 	printDivergence(w, names, r)
@@ -85,6 +86,11 @@ func pathsLegend(r dataplane.Report) string {
 		}
 	}
 	return ""
+}
+
+// anyCounted tells that programs count packets of a peer.
+func anyCounted(r dataplane.Report) bool {
+	return slices.ContainsFunc(r.Peers, func(p dataplane.PeerReport) bool { return len(p.Counters) > 0 })
 }
 
 // noCounters says why there are no counters.

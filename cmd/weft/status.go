@@ -138,7 +138,7 @@ func nodeFacts(f facts, r dataplane.Report) {
 	}
 	f.add("firewall", "%s", firewallWords(r.Firewall))
 	f.add("uplink", "%s", deviceWords(r.Uplink))
-	f.add("overlay", "%s", overlayWords(r))
+	overlayFacts(f, r)
 	f.add("peers", "%s", peerWords(r))
 }
 
@@ -257,12 +257,18 @@ func deviceWords(d dataplane.Device) string {
 	return words
 }
 
-// overlayWords describes the overlay.
-func overlayWords(r dataplane.Report) string {
-	if r.Overlay.Name == "" {
-		return "none"
+// overlayFacts prints the overlay devices, of which IPv6 has one of its own.
+func overlayFacts(f facts, r dataplane.Report) {
+	name := "overlay"
+	for _, d := range []dataplane.Device{r.Overlay, r.OverlayV6} {
+		if d.Name != "" {
+			f.add(name, "%s  vni %d  port %d", deviceWords(d), r.VNI, r.Port)
+			name = ""
+		}
 	}
-	return fmt.Sprintf("%s  vni %d  port %d", deviceWords(r.Overlay), r.VNI, r.Port)
+	if name != "" {
+		f.add(name, "none")
+	}
 }
 
 // peerWords counts the peers.

@@ -20,19 +20,25 @@ type Options struct {
 	// PinDir is the directory for pins, on a bpffs: maps lie in it, links in
 	// its subdirectory links.
 	PinDir string
-	// MaxPeers is how many peer nodes fit, and how many pod prefixes. One that
-	// no longer fits rides the kernel path.
+	// MaxPeers is how many peer nodes fit, of each address family as many. An
+	// IPv4 one that no longer fits rides the kernel path, an IPv6 one is not
+	// counted.
 	MaxPeers int
 	// VNI and Port are the overlay's.
 	VNI  uint32
 	Port uint16
+	// IPv6 has the packets of IPv6 peers counted; they ride the kernel path.
+	IPv6 bool
+	// NoIPv4 leaves IPv4 without programs. Those of an agent before us go.
+	NoIPv4 bool
 }
 
 // Accelerator holds the loaded programs and the maps of one node.
 type Accelerator struct {
 	opts    Options
 	objects weftObjects
-	slots   slots
+	// slots are those of IPv4 peers, slots6 of IPv6 ones.
+	slots, slots6 slots
 	// noExpress says why the programs can't do express; empty when they can.
 	noExpress string
 	missed    bool
@@ -42,6 +48,9 @@ type Accelerator struct {
 	own                          []netip.Addr
 	// veths are those that SyncPods has last served.
 	veths map[int]bool
+	// swept tells that programs that are not wanted were looked for on all
+	// devices.
+	swept bool
 
 	// attach puts a program at its place and pins the link; tests inject
 	// failures.
@@ -50,12 +59,14 @@ type Accelerator struct {
 
 // Desired is what the programs should know and where they should sit.
 type Desired struct {
-	// Uplink and Overlay are interface indexes in the current namespace.
-	Uplink, Overlay int
-	// OverlayMTU is the overlay device's.
+	// Uplink, Overlay and Overlay6 are interface indexes in the current
+	// namespace; the latter two are the overlay devices of IPv4 and IPv6. While
+	// there is none all that concerns its family is left as it is.
+	Uplink, Overlay, Overlay6 int
+	// OverlayMTU is the IPv4 overlay device's.
 	OverlayMTU int
-	// Local is the underlay address that our packets are sent from and that
-	// peers' packets arrive at, MAC our overlay device's address.
+	// Local is the IPv4 underlay address that our packets are sent from and that
+	// peers' packets arrive at, MAC our IPv4 overlay device's address.
 	Local netip.Addr
 	MAC   state.MAC
 	// SourceCheck is off, observe or enforce.
@@ -64,10 +75,10 @@ type Desired struct {
 	RoutesByMark bool
 	// Held tells that acceleration must be held back.
 	Held bool
-	// Peers are the IPv4 peers that the kernel path serves.
+	// Peers are the peers that the kernel path serves.
 	Peers []state.Peer
-	// Known are IPv4 peers that it does not serve yet: their packets pass the
-	// source check, and are left to the kernel.
+	// Known are peers that it does not serve yet: their packets pass the source
+	// check, are left to the kernel and not counted.
 	Known []state.Peer
 	// Aliases are further addresses of nodes among these, from which their
 	// packets may come too.
@@ -102,28 +113,58 @@ func (a *Accelerator) Sync(d Desired) (misfits Misfits, err error) {
 	}
 	defer unlock()
 
-	misfits, lengths, err := a.syncPeers(d)
-	if err != nil {
-		return misfits, err
+	if d.Overlay != 0 || a.opts.NoIPv4 {
+		if misfits, err = a.syncIPv4(d); err != nil {
+			return misfits, err
+		}
 	}
-	a.peerAddresses = peerAddresses(d.Peers, d.Known)
-	a.addAliasAddresses(d.Aliases)
-	if err := a.syncNodeAddresses(); err != nil {
-		return misfits, err
-	}
-	if err := a.syncDevices(d); err != nil {
-		return misfits, err
-	}
-	if err := a.syncRuntime(d, lengths); err != nil {
-		return misfits, err
-	}
-	if err := a.syncSwitches(); err != nil {
-		return misfits, err
+	if d.Overlay6 != 0 || !a.opts.IPv6 {
+		uncounted, err := a.syncIPv6(d)
+		misfits.add(uncounted)
+		if err != nil {
+			return misfits, err
+		}
 	}
 	if err := a.syncAttachments(d); err != nil {
 		return misfits, explain(err)
 	}
 	return misfits, a.pinMaps()
+}
+
+// syncIPv4 tells the programs what they need to know. With NoIPv4 there is
+// nothing to know, and the maps are emptied.
+func (a *Accelerator) syncIPv4(d Desired) (Misfits, error) {
+	if a.opts.NoIPv4 {
+		d = Desired{}
+	}
+	placed, err := a.syncPeers(d)
+	if err != nil {
+		return placed.misfits, err
+	}
+	a.peerAddresses = peerAddresses(ofFamily(d.Peers, netip.Addr.Is4), ofFamily(d.Known, netip.Addr.Is4))
+	a.addAliasAddresses(d.Aliases)
+	if err := a.syncNodeAddresses(); err != nil {
+		return placed.misfits, err
+	}
+	if err := a.syncDevices(d); err != nil {
+		return placed.misfits, err
+	}
+	if err := a.syncRuntime(func(f *weftInForce) { f.setIPv4(d, placed.lengths) }); err != nil {
+		return placed.misfits, err
+	}
+	return placed.misfits, a.syncSwitches()
+}
+
+// syncIPv6 tells the programs whom to count. Without IPv6 that is nobody.
+func (a *Accelerator) syncIPv6(d Desired) (Misfits, error) {
+	if !a.opts.IPv6 {
+		d = Desired{}
+	}
+	placed, err := a.syncPeers6(d)
+	if err != nil {
+		return placed.misfits, err
+	}
+	return placed.misfits, a.syncRuntime(func(f *weftInForce) { f.setIPv6(d, placed.lengths) })
 }
 
 // View reads what the accelerator's programs and maps hold. It lives as long
@@ -135,6 +176,9 @@ func (a *Accelerator) Close() error { return a.objects.Close() }
 
 // syncDevices writes the redirect targets that are no pods.
 func (a *Accelerator) syncDevices(d Desired) error {
+	if a.opts.NoIPv4 {
+		return remove(a.objects.Devices, []uint32{uint32(weftDeviceDEVICE_OVERLAY), uint32(weftDeviceDEVICE_UPLINK)})
+	}
 	return errors.Join(
 		a.syncDevice(uint32(weftDeviceDEVICE_OVERLAY), d.Overlay),
 		a.syncDevice(uint32(weftDeviceDEVICE_UPLINK), d.Uplink),

@@ -41,21 +41,21 @@ func TestAliases(t *testing.T) {
 		"IPv6":                              {[]state.Alias{alias("2001:db8::1", 1)}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := placing(t, 8)
-			placed := a.place([]state.Peer{peer(1), peer(2)}, []state.Peer{peer(3)})
+			s := newSlots(8)
+			placed := place(&s, 8, []state.Peer{peer(1), peer(2)}, []state.Peer{peer(3)})
 			before := len(placed.nodes)
-			placed.addAliases(c.aliases, 100)
+			placed.addAliases(c.aliases, 100, netip.Addr.Is4)
 			if got := len(placed.nodes) - before; got != len(c.want) {
 				t.Errorf("%d aliases are in the map, want %d: %v", got, len(c.want), placed.nodes)
 			}
 			for node := 1; node <= 3; node++ {
-				if got := placed.nodes[toBE32(nodeIP(node))].Remote; got != toBE32(nodeIP(node)) {
-					t.Errorf("%v is now %v's", nodeIP(node), fromBE32(got))
+				if got := placed.nodes[nodeIP(node)].remote; got != nodeIP(node) {
+					t.Errorf("%v is now %v's", nodeIP(node), got)
 				}
 			}
 			for address, node := range c.want {
-				got, want := placed.nodes[toBE32(addr(address))], placed.nodes[toBE32(nodeIP(node))]
-				if got != want || want.Remote != toBE32(nodeIP(node)) {
+				got, want := placed.nodes[addr(address)], placed.nodes[nodeIP(node)]
+				if got != want || want.remote != nodeIP(node) {
 					t.Errorf("%s is %+v, want %+v", address, got, want)
 				}
 			}
@@ -64,14 +64,14 @@ func TestAliases(t *testing.T) {
 }
 
 func TestMoreAliasesThanFit(t *testing.T) {
-	a := placing(t, 8)
-	placed := a.place([]state.Peer{{Prefix: mustPrefix("10.244.1.0/24"), PublicIP: nodeIP(1)}}, nil)
+	s := newSlots(8)
+	placed := place(&s, 8, []state.Peer{{Prefix: mustPrefix("10.244.1.0/24"), PublicIP: nodeIP(1)}}, nil)
 	var many []state.Alias
 	for i := range byte(100) {
 		many = append(many, state.Alias{Addr: netip.AddrFrom4([4]byte{198, 51, 100, i}), PublicIP: nodeIP(1)})
 	}
-	placed.addAliases(many, 10)
-	if len(placed.nodes) != 10 || placed.nodes[toBE32(many[0].Addr)].Remote == 0 {
+	placed.addAliases(many, 10, netip.Addr.Is4)
+	if len(placed.nodes) != 10 || !placed.nodes[many[0].Addr].remote.IsValid() {
 		t.Errorf("%d entries, want 10 with the first aliases among them", len(placed.nodes))
 	}
 }

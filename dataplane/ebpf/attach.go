@@ -63,6 +63,14 @@ func sites(uplink, overlay int) []site {
 	}
 }
 
+// sites6 lists where the programs sit that count IPv6.
+func sites6(overlay int) []site {
+	return []site{
+		{"overlay6_in", overlay, true},
+		{"overlay6_out", overlay, false},
+	}
+}
+
 // podSites lists where our programs sit on a pod's veth.
 func podSites(veth int) []site {
 	return []site{
@@ -76,27 +84,58 @@ func linksDir(pinDir string) string { return filepath.Join(pinDir, "links") }
 
 func (a *Accelerator) program(name string) *ebpf.Program {
 	return map[string]*ebpf.Program{
-		"uplink_in":   a.objects.UplinkIn,
-		"overlay_in":  a.objects.OverlayIn,
-		"uplink_out":  a.objects.UplinkOut,
-		"overlay_out": a.objects.OverlayOut,
-		"pod_in":      a.objects.PodIn,
-		"pod_out":     a.objects.PodOut,
+		"uplink_in":    a.objects.UplinkIn,
+		"overlay_in":   a.objects.OverlayIn,
+		"uplink_out":   a.objects.UplinkOut,
+		"overlay_out":  a.objects.OverlayOut,
+		"overlay6_in":  a.objects.Overlay6In,
+		"overlay6_out": a.objects.Overlay6Out,
+		"pod_in":       a.objects.PodIn,
+		"pod_out":      a.objects.PodOut,
 	}[name]
 }
 
-// syncAttachments puts every program at its place. One that is there already
-// in another version is swapped without a gap.
+// syncAttachments puts every program at its place and takes those away that are
+// not wanted. One that is there already in another version is swapped without a
+// gap.
 func (a *Accelerator) syncAttachments(d Desired) error {
 	if err := os.MkdirAll(linksDir(a.opts.PinDir), 0o700); err != nil {
 		return fmt.Errorf("making directory for links: %w", err)
 	}
-	for _, s := range sites(d.Uplink, d.Overlay) {
+	var wanted []site
+	if d.Overlay != 0 && !a.opts.NoIPv4 {
+		wanted = sites(d.Uplink, d.Overlay)
+	}
+	if d.Overlay6 != 0 && a.opts.IPv6 {
+		wanted = append(wanted, sites6(d.Overlay6)...)
+	}
+	for _, s := range wanted {
 		if err := a.attachAt(s); err != nil {
 			return err
 		}
 	}
-	return nil
+	return a.sweep()
+}
+
+// sweep takes the programs of a family that has none now off their places. Which
+// ones that are is fixed, so one look is enough.
+func (a *Accelerator) sweep() error {
+	if a.swept {
+		return nil
+	}
+	unwanted := map[string]bool{}
+	for _, s := range sites(0, 0) {
+		unwanted[s.program] = a.opts.NoIPv4
+	}
+	for _, s := range podSites(0) {
+		unwanted[s.program] = a.opts.NoIPv4
+	}
+	for _, s := range sites6(0) {
+		unwanted[s.program] = !a.opts.IPv6
+	}
+	_, err := detach(a.opts.PinDir, func(s site) bool { return unwanted[s.program] })
+	a.swept = err == nil
+	return err
 }
 
 func (a *Accelerator) attachAt(s site) error {
@@ -195,13 +234,21 @@ func programID(prog *ebpf.Program) (ebpf.ProgramID, error) {
 // It needs no BPF capability: with its pin a link loses its last reference, and
 // the kernel detaches the program. It returns what it removed, in words.
 func Detach(dir string) (removed []string, err error) {
-	removed, err = detachPods(dir, func(int) bool { return true })
+	return detach(dir, func(site) bool { return true })
+}
+
+// detach is Detach for the programs that unwanted says.
+func detach(dir string, unwanted func(site) bool) (removed []string, err error) {
+	removed, err = detachPods(dir, unwanted)
 	if err != nil {
 		return removed, err
 	}
-	order := sites(0, 0)
+	order := append(sites6(0), sites(0, 0)...)
 	slices.Reverse(order)
 	for _, s := range order {
+		if !unwanted(s) {
+			continue
+		}
 		gone, err := unpin(dir, s)
 		if err != nil {
 			return removed, err
@@ -210,7 +257,7 @@ func Detach(dir string) (removed []string, err error) {
 			removed = append(removed, "program "+s.program)
 		}
 	}
-	filters, err := removeOurFilters(func(site) bool { return true })
+	filters, err := removeOurFilters(unwanted)
 	return append(removed, filters...), err
 }
 

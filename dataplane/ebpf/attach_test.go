@@ -87,8 +87,15 @@ func (h *host) desired(t *testing.T) Desired {
 // open loads an accelerator in the host, closed at the end of the test.
 func (h *host) open(t *testing.T, maxPeers int) (a *Accelerator) {
 	t.Helper()
+	return h.openWith(t, Options{MaxPeers: maxPeers})
+}
+
+// openWith is open with what opts says of families.
+func (h *host) openWith(t *testing.T, opts Options) (a *Accelerator) {
+	t.Helper()
+	opts.PinDir, opts.VNI, opts.Port = h.pins, 1, 8472
 	h.MustDo(t, func() (err error) {
-		a, err = Open(Options{PinDir: h.pins, MaxPeers: maxPeers, VNI: 1, Port: 8472})
+		a, err = Open(opts)
 		return err
 	})
 	t.Cleanup(func() { a.Close() })

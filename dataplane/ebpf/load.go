@@ -116,14 +116,27 @@ func adjust(spec *ebpf.CollectionSpec, opts Options, express bool) error {
 	if err := spec.Variables["port"].Set(opts.Port); err != nil {
 		return fmt.Errorf("setting the port: %w", err)
 	}
-	for _, name := range sizedByPeers {
-		spec.Maps[name].MaxEntries = uint32(opts.MaxPeers)
-	}
+	size(spec, opts)
 	return nil
 }
 
-// sizedByPeers are the maps with an entry per slot.
-var sizedByPeers = []string{weftMapPeerStates, weftMapPeerCounters}
+// size sets the sizes of the maps that have an entry per slot, and of those that
+// have nothing to hold.
+func size(spec *ebpf.CollectionSpec, opts Options) {
+	slots, slots6 := uint32(opts.MaxPeers), uint32(opts.MaxPeers)
+	if opts.NoIPv4 {
+		slots = 1
+		spec.Maps[weftMapWitnesses].MaxEntries = 1
+	}
+	if !opts.IPv6 {
+		slots6 = 1
+		spec.Maps[weftMapPeers6].MaxEntries = 1
+		spec.Maps[weftMapNodes6].MaxEntries = 1
+	}
+	spec.Maps[weftMapPeerStates].MaxEntries = slots
+	spec.Maps[weftMapPeerCounters].MaxEntries = slots
+	spec.Maps[weftMapPeer6Counters].MaxEntries = slots6
+}
 
 // takeOver opens the pinned maps that are as spec wants them. Others are left
 // behind: new ones take their pins once the new programs are attached.
@@ -217,6 +230,9 @@ func (a *Accelerator) namedMaps() map[string]*ebpf.Map {
 		weftMapNewcomers:     a.objects.Newcomers,
 		weftMapNodes:         a.objects.Nodes,
 		weftMapNodeAddresses: a.objects.NodeAddresses,
+		weftMapNodes6:        a.objects.Nodes6,
+		weftMapPeer6Counters: a.objects.Peer6Counters,
+		weftMapPeers6:        a.objects.Peers6,
 		weftMapPeerCounters:  a.objects.PeerCounters,
 		weftMapPeerStates:    a.objects.PeerStates,
 		weftMapPeers:         a.objects.Peers,

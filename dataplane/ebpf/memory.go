@@ -26,15 +26,13 @@ func mapBytes(kind ebpf.MapType, key, value, entries uint32, cpus int) uint64 {
 }
 
 // Memory is what all maps take together when full, in bytes, for a number of
-// peers on a host with a number of possible CPUs.
-func Memory(maxPeers, cpus int) (uint64, error) {
+// peers on a host with a number of possible CPUs, with IPv6 peers or without.
+func Memory(maxPeers, cpus int, ipv6 bool) (uint64, error) {
 	spec, err := loadWeft()
 	if err != nil {
 		return 0, fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	for _, name := range sizedByPeers {
-		spec.Maps[name].MaxEntries = uint32(maxPeers)
-	}
+	size(spec, Options{MaxPeers: maxPeers, IPv6: ipv6})
 	var bytes uint64
 	for name, m := range spec.Maps {
 		if !isData(name) {

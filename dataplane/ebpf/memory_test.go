@@ -11,33 +11,40 @@ import (
 
 // What --max-peers costs: the README has this table.
 func ExampleMemory() {
-	fmt.Println("peers    2 CPUs   16 CPUs  128 CPUs")
-	for _, peers := range []int{100, 1000, 5120, 20000} {
+	row := func(peers int, ipv6 bool) {
 		fmt.Printf("%5d", peers)
 		for _, cpus := range []int{2, 16, 128} {
-			bytes, err := Memory(peers, cpus)
+			bytes, err := Memory(peers, cpus, ipv6)
 			if err != nil {
 				panic(err)
 			}
-			fmt.Printf("  %4.1f MiB", float64(bytes)/(1<<20))
+			fmt.Printf("  %5.1f MiB", float64(bytes)/(1<<20))
 		}
 		fmt.Println()
 	}
+	fmt.Println("peers     2 CPUs    16 CPUs   128 CPUs")
+	for _, peers := range []int{100, 1000, 5120, 20000} {
+		row(peers, false)
+	}
+	fmt.Println("with IPv6 too:")
+	row(5120, true)
 	// Output:
-	// peers    2 CPUs   16 CPUs  128 CPUs
-	//   100  18.5 MiB  18.7 MiB  20.7 MiB
-	//  1000  18.7 MiB  20.1 MiB  31.3 MiB
-	//  5120  19.6 MiB  26.2 MiB  79.7 MiB
-	// 20000  22.9 MiB  48.6 MiB  254.7 MiB
+	// peers     2 CPUs    16 CPUs   128 CPUs
+	//   100   18.5 MiB   18.7 MiB   20.7 MiB
+	//  1000   18.7 MiB   20.1 MiB   31.3 MiB
+	//  5120   19.6 MiB   26.2 MiB   79.7 MiB
+	// 20000   22.9 MiB   48.6 MiB  254.7 MiB
+	// with IPv6 too:
+	//  5120   23.4 MiB   32.2 MiB  103.2 MiB
 }
 
 func TestMemoryIsWhatTheKernelSays(t *testing.T) {
 	h := newHost(t)
-	a := h.open(t, 1000)
+	a := h.openWith(t, Options{MaxPeers: 1000, IPv6: true})
 	cpus := ebpf.MustPossibleCPU()
 	for name, m := range map[string]*ebpf.Map{
 		// Before 6.4 the kernel says nothing of use about hash maps.
-		"peer_states": a.objects.PeerStates, "peer_counters": a.objects.PeerCounters,
+		"peer_states": a.objects.PeerStates, "peer_counters": a.objects.PeerCounters, "peer6_counters": a.objects.Peer6Counters,
 	} {
 		info, err := m.Info()
 		if err != nil {

@@ -72,7 +72,8 @@ type node struct {
 	desired         Desired
 	runtime         weftInForce // as Sync wrote it
 	uplink, overlay uint32
-	*express        // nil: no pods on the node
+	overlay6        uint32 // 0: the node has no IPv6
+	*express               // nil: no pods on the node
 }
 
 func newNode(tb *testing.T) *node {
@@ -235,6 +236,9 @@ const (
 	overlayOut tcProgram = "overlay_out"
 	podIn      tcProgram = "pod_in"
 	podOut     tcProgram = "pod_out"
+
+	overlay6In  tcProgram = "overlay6_in"
+	overlay6Out tcProgram = "overlay6_out"
 )
 
 // outcome is what became of a packet, and what was counted for it.
@@ -260,6 +264,8 @@ func (n *node) runProgram(prog *ebpf.Program, name tcProgram, data []byte, flags
 	switch name {
 	case overlayIn, overlayOut:
 		in.Ifindex = n.overlay
+	case overlay6In, overlay6Out:
+		in.Ifindex = n.overlay6
 	case podIn, podOut:
 		in.Ifindex = n.veth
 	}

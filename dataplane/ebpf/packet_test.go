@@ -65,15 +65,28 @@ func (p *packet) ip(src, dst string, with ...func(*layers.IPv4)) *packet {
 	return p.add(ip)
 }
 
-// carries sets the protocol of the innermost IPv4 header.
-func (p *packet) carries(protocol layers.IPProtocol) *layers.IPv4 {
+// ip6 adds an IPv6 header; with changes it before lengths are computed.
+func (p *packet) ip6(src, dst string, with ...func(*layers.IPv6)) *packet {
+	ip := &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP(src), DstIP: net.ParseIP(dst)}
+	for _, change := range with {
+		change(ip)
+	}
+	return p.of(layers.EthernetTypeIPv6).add(ip)
+}
+
+// carries sets the protocol of the innermost IP header.
+func (p *packet) carries(protocol layers.IPProtocol) gopacket.NetworkLayer {
 	for _, l := range slices.Backward(p.layers) {
-		if ip, ok := l.(*layers.IPv4); ok {
+		switch ip := l.(type) {
+		case *layers.IPv4:
 			ip.Protocol = protocol
+			return ip
+		case *layers.IPv6:
+			ip.NextHeader = protocol
 			return ip
 		}
 	}
-	panic("no IPv4 header")
+	panic("no IP header")
 }
 
 func (p *packet) udp(src, dst uint16) *packet {
@@ -86,7 +99,7 @@ func (p *packet) udp(src, dst uint16) *packet {
 // mustSum tells a transport header whose addresses its checksum covers.
 func mustSum(l interface {
 	SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-}, ip *layers.IPv4,
+}, ip gopacket.NetworkLayer,
 ) {
 	if err := l.SetNetworkLayerForChecksum(ip); err != nil {
 		panic(err)

@@ -137,7 +137,13 @@ func mustTap(tb testing.TB, ns *netns.NS, device string) *tap {
 
 func (p *tap) send(frame []byte) {
 	p.tb.Helper()
-	if err := unix.Sendto(p.fd, frame, 0, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: p.index, Halen: 6}); err != nil {
+	p.sendAs(frame, unix.ETH_P_IP)
+}
+
+// sendAs is send of what the kernel is told to be of a protocol.
+func (p *tap) sendAs(frame []byte, protocol uint16) {
+	p.tb.Helper()
+	if err := unix.Sendto(p.fd, frame, 0, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: p.index, Halen: 6}); err != nil {
 		p.tb.Fatalf("sending %d bytes: %v", len(frame), err)
 	}
 }

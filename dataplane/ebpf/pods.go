@@ -104,7 +104,7 @@ func (a *Accelerator) forgetPods(pods []Pod) error {
 	if err := remove(a.objects.Devices, keys(targets)); err != nil {
 		return fmt.Errorf("removing devices of pods that are gone: %w", err)
 	}
-	unwanted := func(veth int) bool { return !veths[veth] }
+	unwanted := func(s site) bool { return !veths[s.device] }
 	if _, err := detachPods(a.opts.PinDir, unwanted); err != nil {
 		return err
 	}
@@ -153,16 +153,15 @@ func (a *Accelerator) readyVeth(veth int) error {
 	return nil
 }
 
-// detachPods takes the programs off the veths that unwanted says, and those of
-// veths that are gone.
-func detachPods(dir string, unwanted func(veth int) bool) (removed []string, err error) {
+// detachPods takes the programs off the veths where unwanted says so.
+func detachPods(dir string, unwanted func(site) bool) (removed []string, err error) {
 	pins, err := os.ReadDir(linksDir(dir))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("reading pinned links: %w", err)
 	}
 	for _, pin := range pins {
 		s, ok := podSite(pin.Name())
-		if !ok || !unwanted(s.device) {
+		if !ok || !unwanted(s) {
 			continue
 		}
 		gone, err := unpin(dir, s)

@@ -23,28 +23,18 @@ var SourceChecks = []string{
 	weftSourceCheckSOURCE_CHECK_ENFORCE: "enforce",
 }
 
-// syncRuntime writes what is in force, if it changed. Stamps once made stay, so
-// that a packet stamped by the old programs is known to the new ones.
-func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
+// syncRuntime changes what is in force, and writes it if that made a difference.
+// Stamps once made stay, so that a packet stamped by the old programs is known to
+// the new ones.
+func (a *Accelerator) syncRuntime(set func(*weftInForce)) error {
 	var have weftInForce
 	if err := a.objects.Runtime.Lookup(uint32(0), &have); err != nil {
 		return fmt.Errorf("reading map runtime: %w", err)
 	}
-	want := weftInForce{
-		Local:       toBE32(d.Local),
-		Uplink:      uint32(d.Uplink),
-		Overlay:     uint32(d.Overlay),
-		OverlayMtu:  uint32(d.OverlayMTU),
-		Mac:         d.MAC,
-		SourceCheck: sourceCheck(d.SourceCheck),
-		Held:        boolean(d.Held),
-		Mtu:         uint32(routeMTU(d.Uplink)),
-		ByMark:      boolean(d.RoutesByMark),
-		Off:         have.Off,
-		Stamp:       cmp.Or(have.Stamp, uint32(random())|1),
-		Nonce:       cmp.Or(have.Nonce, random()|1),
-	}
-	want.PrefixLengths = uint8(copy(want.PrefixBits[:], lengths))
+	want := have
+	set(&want)
+	want.Stamp = cmp.Or(have.Stamp, uint32(random())|1)
+	want.Nonce = cmp.Or(have.Nonce, random()|1)
 	want.readSettings()
 	if want == have {
 		return nil
@@ -53,6 +43,33 @@ func (a *Accelerator) syncRuntime(d Desired, lengths []uint8) error {
 		return fmt.Errorf("writing map runtime: %w", err)
 	}
 	return nil
+}
+
+// setIPv4 sets what IPv4 packets go by.
+func (f *weftInForce) setIPv4(d Desired, lengths []uint8) {
+	f.Local = 0
+	if d.Local.IsValid() {
+		f.Local = toBE32(d.Local)
+	}
+	f.Uplink = uint32(d.Uplink)
+	f.Overlay = uint32(d.Overlay)
+	f.OverlayMtu = uint32(d.OverlayMTU)
+	f.Mac = d.MAC
+	f.SourceCheck = sourceCheck(d.SourceCheck)
+	f.Held = boolean(d.Held)
+	f.Mtu = uint32(routeMTU(d.Uplink))
+	f.ByMark = boolean(d.RoutesByMark)
+	f.PrefixLengths, f.PrefixBits = prefixBits(lengths)
+}
+
+// setIPv6 sets what IPv6 packets are counted by.
+func (f *weftInForce) setIPv6(d Desired, lengths []uint8) {
+	f.Overlay6 = uint32(d.Overlay6)
+	f.Prefix6Lengths, f.Prefix6Bits = prefixBits(lengths)
+}
+
+func prefixBits(lengths []uint8) (used uint8, bits [maxPrefixLengths]uint8) {
+	return uint8(copy(bits[:], lengths)), bits
 }
 
 // SettingsChanged tells whether a sysctl that the programs go by is no longer

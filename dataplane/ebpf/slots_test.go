@@ -9,10 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/weft-net/weft/dataplane/state"
-	"github.com/weft-net/weft/test/netns"
 )
 
 func nodeIP(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
@@ -187,8 +184,8 @@ func TestPeersThatFitAndMisfits(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := placing(t, 8)
-			placed := a.place(c.peers, nil)
+			s := newSlots(8)
+			placed := place(&s, 8, c.peers, nil)
 			wantPeers, wantNodes, fresh := placed.peers, placed.nodes, placed.fresh
 			misfits := slices.Concat(placed.misfits.Unknown, placed.misfits.NoRoom)
 			var want []state.Peer
@@ -203,36 +200,17 @@ func TestPeersThatFitAndMisfits(t *testing.T) {
 					len(wantPeers), len(wantNodes), len(fresh), len(c.peers)-len(want), c.nodes, c.nodes)
 			}
 			for i, p := range c.peers {
-				value, ok := wantPeers[toPrefix(p.Prefix)]
+				got, ok := wantPeers[p.Prefix]
 				if ok == slices.Contains(c.misfits, i) {
 					t.Errorf("%v in the map: %v", p.Prefix, ok)
 				}
-				if ok && (fromPeer(toPrefix(p.Prefix), value) != state.Peer{Prefix: p.Prefix, PublicIP: p.PublicIP, MAC: p.MAC} ||
-					wantNodes[toBE32(p.PublicIP)] != weftNode{Remote: toBE32(p.PublicIP), Slot: value.Slot}) {
-					t.Errorf("%v became %+v and %+v", p, value, wantNodes[toBE32(p.PublicIP)])
+				if ok && (got != member{remote: p.PublicIP, slot: got.slot, mac: p.MAC} ||
+					wantNodes[p.PublicIP] != member{remote: p.PublicIP, slot: got.slot}) {
+					t.Errorf("%v became %+v and %+v", p, got, wantNodes[p.PublicIP])
 				}
 			}
 		})
 	}
-}
-
-// placing is an accelerator that has nothing but a map of peers and slots.
-func placing(t *testing.T, size int) *Accelerator {
-	t.Helper()
-	netns.RequireRoot(t)
-	spec, err := loadWeft()
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec.Maps[weftMapPeers].MaxEntries = uint32(size)
-	m, err := ebpf.NewMap(spec.Maps[weftMapPeers])
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	a := &Accelerator{slots: newSlots(size)}
-	a.objects.Peers = m
-	return a
 }
 
 // A full set of peers is exchanged for another: the old ones make room, and

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -83,8 +84,13 @@ const (
 
 // SetAccel switches the paths on or off: for the nodes with these public IPs, or
 // for the whole node when there are none. It is effective on the next packet and
-// kept in the pins, so it outlives the agent. A node need not be a peer yet.
+// kept in the pins, so it outlives the agent. A node need not be a peer yet. IPv6
+// peers are left out.
 func SetAccel(dir string, paths uint32, on bool, peers []netip.Addr) error {
+	peers, err := switchable(peers)
+	if err != nil {
+		return err
+	}
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
@@ -99,15 +105,25 @@ func SetAccel(dir string, paths uint32, on bool, peers []netip.Addr) error {
 			return fmt.Errorf("opening pinned map %s: %w", name, err)
 		}
 	}
-	if len(peers) == 0 {
-		peers = []netip.Addr{wholeNode}
-	}
 	for _, peer := range peers {
 		if err := setSwitch(m[weftMapSwitches], peer, paths, on); err != nil {
 			return err
 		}
 	}
 	return carrySwitches(m[weftMapSwitches], m[weftMapRuntime], m[weftMapNodes], m[weftMapPeerStates])
+}
+
+// switchable are those peers that have switches: the whole node if none was named.
+// IPv6 rides the kernel path in any case, so that its public IPs have none.
+func switchable(peers []netip.Addr) ([]netip.Addr, error) {
+	if len(peers) == 0 {
+		return []netip.Addr{wholeNode}, nil
+	}
+	have := slices.DeleteFunc(slices.Clone(peers), netip.Addr.Is6)
+	if len(have) == 0 {
+		return nil, fmt.Errorf("IPv6 rides the kernel path always: there is nothing to switch for %v", peers[0])
+	}
+	return have, nil
 }
 
 func setSwitch(switches *ebpf.Map, peer netip.Addr, paths uint32, on bool) error {

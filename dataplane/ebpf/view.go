@@ -68,6 +68,9 @@ type Runtime struct {
 	Held            bool
 	SourceCheck     string
 	Uplink, Overlay int // interface indexes; 0 when the device is gone
+	// IPv4 and IPv6 tell for which peers there are programs, or should be.
+	IPv4, IPv6 bool
+	Overlay6   int // interface index; the device may be gone
 }
 
 // Runtime reads what is in force.
@@ -82,6 +85,10 @@ func (v *View) Runtime() (Runtime, error) {
 		On:      now.Off&Base == 0,
 		Express: now.Off&Express == 0,
 		Held:    now.Held != 0,
+		// Before the first Sync neither is there: then it is IPv4 that is missing.
+		IPv4:     now.Overlay != 0 || now.Overlay6 == 0,
+		IPv6:     now.Overlay6 != 0,
+		Overlay6: int(now.Overlay6),
 	}
 	if int(now.SourceCheck) < len(SourceChecks) {
 		r.SourceCheck = SourceChecks[now.SourceCheck]
@@ -128,12 +135,14 @@ func (v *View) Pods() (int, error) {
 	return n, nil
 }
 
-// Peer is a peer node as the programs know it.
+// Peer is a peer node as the programs know it. One of IPv6 is counted and that is
+// all: its packets ride the kernel path, and it has no switches.
 type Peer struct {
 	PublicIP netip.Addr
 	Prefixes []netip.Prefix
 	MAC      state.MAC
-	// Carried is false for a peer that only the source check knows.
+	// Carried is false for a peer that only the source check knows, or of IPv6
+	// one that is not counted.
 	Carried     bool
 	On, Express bool // the switches
 	Paths       [weftPacketPathPATH_COUNT]PathCounters
@@ -141,6 +150,14 @@ type Peer struct {
 
 // PathCounters count inner packets and IP bytes over one path.
 type PathCounters struct{ TxPackets, TxBytes, RxPackets, RxBytes uint64 }
+
+// add adds what a CPU has counted.
+func (c *PathCounters) add(cpu weftPathCounters) {
+	c.TxPackets += cpu.TxPackets
+	c.TxBytes += cpu.TxBytes
+	c.RxPackets += cpu.RxPackets
+	c.RxBytes += cpu.RxBytes
+}
 
 // PathNames are the names of the paths, by index into Peer.Paths.
 var PathNames = [weftPacketPathPATH_COUNT]string{
@@ -155,18 +172,31 @@ func (v *View) Peers() ([]Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading map peers: %w", err)
 	}
-	byIP := map[uint32]*Peer{}
-	for key, value := range entries {
-		peer := byIP[value.Remote]
+	entries6, err := readAll[weftPrefix6, weftPeer6](v.maps[weftMapPeers6])
+	if err != nil {
+		return nil, fmt.Errorf("reading map peers6: %w", err)
+	}
+	peers, err := v.join(convert(entries, fromPrefix, fromPeer), v.peer)
+	if err != nil {
+		return nil, err
+	}
+	peers6, err := v.join(convert(entries6, fromPrefix6, fromPeer6), v.peer6)
+	return append(peers, peers6...), err // IPv4 compares less
+}
+
+// join makes a peer of all prefixes that lead to one node, ordered by public IP.
+func (v *View) join(entries map[netip.Prefix]member, read func(member) (*Peer, error)) (peers []Peer, err error) {
+	byIP := map[netip.Addr]*Peer{}
+	for prefix, m := range entries {
+		peer := byIP[m.remote]
 		if peer == nil {
-			if peer, err = v.peer(value); err != nil {
+			if peer, err = read(m); err != nil {
 				return nil, err
 			}
-			byIP[value.Remote] = peer
+			byIP[m.remote] = peer
 		}
-		peer.Prefixes = append(peer.Prefixes, fromPrefix(key))
+		peer.Prefixes = append(peer.Prefixes, prefix)
 	}
-	peers := make([]Peer, 0, len(byIP))
 	for _, p := range byIP {
 		slices.SortFunc(p.Prefixes, func(a, b netip.Prefix) int {
 			return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
@@ -177,38 +207,51 @@ func (v *View) Peers() ([]Peer, error) {
 	return peers, nil
 }
 
-func (v *View) peer(value weftPeer) (*Peer, error) {
-	if value.Slot == noSlot {
+func (v *View) peer(m member) (*Peer, error) {
+	if m.slot == noSlot {
 		var off uint32 // kept for when it gets a slot
-		if err := v.maps[weftMapSwitches].Lookup(value.Remote, &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := v.maps[weftMapSwitches].Lookup(toBE32(m.remote), &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil, fmt.Errorf("reading map switches: %w", err)
 		}
-		return &Peer{PublicIP: fromBE32(value.Remote), MAC: value.Mac, On: off&Base == 0, Express: off&Express == 0}, nil
+		return &Peer{PublicIP: m.remote, MAC: m.mac, On: off&Base == 0, Express: off&Express == 0}, nil
 	}
 	var (
 		status weftPeerState
 		perCPU []weftCounters
 	)
-	if err := v.maps[weftMapPeerStates].Lookup(value.Slot, &status); err != nil {
-		return nil, fmt.Errorf("reading peer state %d: %w", value.Slot, err)
+	if err := v.maps[weftMapPeerStates].Lookup(m.slot, &status); err != nil {
+		return nil, fmt.Errorf("reading peer state %d: %w", m.slot, err)
 	}
-	if err := v.maps[weftMapPeerCounters].Lookup(value.Slot, &perCPU); err != nil {
-		return nil, fmt.Errorf("reading peer counters %d: %w", value.Slot, err)
+	if err := v.maps[weftMapPeerCounters].Lookup(m.slot, &perCPU); err != nil {
+		return nil, fmt.Errorf("reading peer counters %d: %w", m.slot, err)
 	}
 	p := &Peer{
-		PublicIP: fromBE32(value.Remote),
-		MAC:      value.Mac,
+		PublicIP: m.remote,
+		MAC:      m.mac,
 		Carried:  true,
 		On:       status.Off&Base == 0,
 		Express:  status.Off&Express == 0,
 	}
 	for _, cpu := range perCPU {
 		for i, c := range cpu.Path {
-			p.Paths[i].TxPackets += c.TxPackets
-			p.Paths[i].TxBytes += c.TxBytes
-			p.Paths[i].RxPackets += c.RxPackets
-			p.Paths[i].RxBytes += c.RxBytes
+			p.Paths[i].add(c)
 		}
+	}
+	return p, nil
+}
+
+func (v *View) peer6(m member) (*Peer, error) {
+	p := &Peer{PublicIP: m.remote, MAC: m.mac, On: true, Express: true}
+	if m.slot == noSlot {
+		return p, nil
+	}
+	var perCPU []weftPathCounters
+	if err := v.maps[weftMapPeer6Counters].Lookup(m.slot, &perCPU); err != nil {
+		return nil, fmt.Errorf("reading counters of IPv6 peer %d: %w", m.slot, err)
+	}
+	p.Carried = true
+	for _, cpu := range perCPU {
+		p.Paths[weftPacketPathPATH_KERNEL].add(cpu)
 	}
 	return p, nil
 }
@@ -275,6 +318,7 @@ type Hook struct {
 	Ingress bool
 	Kind    string // tcx, clsact; empty when the program is not there
 	ID      uint32
+	Counts  bool     // it only counts IPv6 packets
 	Behind  []string // what would not see the packets that the program takes
 }
 
@@ -284,13 +328,20 @@ func (v *View) Hooks() ([]Hook, error) {
 	if err != nil {
 		return nil, err
 	}
+	var places []site
+	if r.IPv4 {
+		places = sites(r.Uplink, r.Overlay)
+	}
+	if r.IPv6 {
+		places = append(places, sites6(r.Overlay6)...)
+	}
 	var hooks []Hook
-	for _, s := range sites(r.Uplink, r.Overlay) {
+	for _, s := range places {
 		at, err := v.find(s)
 		if err != nil {
 			return nil, err
 		}
-		h := Hook{Program: s.program, Device: s.device, Ingress: s.ingress, Kind: at.kind, ID: uint32(at.id)}
+		h := Hook{Program: s.program, Device: s.device, Ingress: s.ingress, Kind: at.kind, ID: uint32(at.id), Counts: slices.Contains(sites6(s.device), s)}
 		if at.kind != "" && takesPackets(s) {
 			if h.Behind, err = behind(at); err != nil {
 				return nil, err

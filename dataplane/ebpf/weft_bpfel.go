@@ -13,15 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type weftAddress6 struct {
+	_     structs.HostLayout
+	Words [4]uint32
+}
+
 type weftCounters struct {
 	_    structs.HostLayout
-	Path [3]struct {
-		_         structs.HostLayout
-		TxPackets uint64
-		TxBytes   uint64
-		RxPackets uint64
-		RxBytes   uint64
-	}
+	Path [3]weftPathCounters
 }
 
 type weftDevice uint32
@@ -71,6 +70,10 @@ type weftInForce struct {
 	UdpStream         weftTimeout
 	Stamp             uint32
 	Nonce             uint64
+	Overlay6          uint32
+	Prefix6Lengths    uint8
+	Prefix6Bits       [8]uint8
+	Pad6              [3]uint8
 }
 
 type weftNewcomer struct {
@@ -82,6 +85,12 @@ type weftNewcomer struct {
 type weftNode struct {
 	_      structs.HostLayout
 	Remote uint32
+	Slot   uint32
+}
+
+type weftNode6 struct {
+	_      structs.HostLayout
+	Remote weftAddress6
 	Slot   uint32
 }
 
@@ -101,9 +110,25 @@ const (
 	weftPacketPathPATH_COUNT   weftPacketPath = 3
 )
 
+type weftPathCounters struct {
+	_         structs.HostLayout
+	TxPackets uint64
+	TxBytes   uint64
+	RxPackets uint64
+	RxBytes   uint64
+}
+
 type weftPeer struct {
 	_      structs.HostLayout
 	Remote uint32
+	Slot   uint32
+	Mac    [6]uint8
+	Pad    [2]uint8
+}
+
+type weftPeer6 struct {
+	_      structs.HostLayout
+	Remote weftAddress6
 	Slot   uint32
 	Mac    [6]uint8
 	Pad    [2]uint8
@@ -123,6 +148,12 @@ type weftPrefix struct {
 	_    structs.HostLayout
 	Bits uint32
 	Addr uint32
+}
+
+type weftPrefix6 struct {
+	_    structs.HostLayout
+	Bits uint32
+	Addr weftAddress6
 }
 
 type weftPulse struct {
@@ -257,9 +288,12 @@ const (
 	weftMapNewcomers         = "newcomers"
 	weftMapNodeAddresses     = "node_addresses"
 	weftMapNodes             = "nodes"
+	weftMapNodes6            = "nodes6"
+	weftMapPeer6Counters     = "peer6_counters"
 	weftMapPeerCounters      = "peer_counters"
 	weftMapPeerStates        = "peer_states"
 	weftMapPeers             = "peers"
+	weftMapPeers6            = "peers6"
 	weftMapReasons           = "reasons"
 	weftMapRoutes            = "routes"
 	weftMapRuntime           = "runtime"
@@ -268,6 +302,8 @@ const (
 	weftMapSwitches          = "switches"
 	weftMapTxAggregates      = "tx_aggregates"
 	weftMapWitnesses         = "witnesses"
+	weftProgOverlay6In       = "overlay6_in"
+	weftProgOverlay6Out      = "overlay6_out"
 	weftProgOverlayIn        = "overlay_in"
 	weftProgOverlayOut       = "overlay_out"
 	weftProgPodIn            = "pod_in"
@@ -326,12 +362,14 @@ type weftSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftProgramSpecs struct {
-	OverlayIn  *ebpf.ProgramSpec `ebpf:"overlay_in"`
-	OverlayOut *ebpf.ProgramSpec `ebpf:"overlay_out"`
-	PodIn      *ebpf.ProgramSpec `ebpf:"pod_in"`
-	PodOut     *ebpf.ProgramSpec `ebpf:"pod_out"`
-	UplinkIn   *ebpf.ProgramSpec `ebpf:"uplink_in"`
-	UplinkOut  *ebpf.ProgramSpec `ebpf:"uplink_out"`
+	Overlay6In  *ebpf.ProgramSpec `ebpf:"overlay6_in"`
+	Overlay6Out *ebpf.ProgramSpec `ebpf:"overlay6_out"`
+	OverlayIn   *ebpf.ProgramSpec `ebpf:"overlay_in"`
+	OverlayOut  *ebpf.ProgramSpec `ebpf:"overlay_out"`
+	PodIn       *ebpf.ProgramSpec `ebpf:"pod_in"`
+	PodOut      *ebpf.ProgramSpec `ebpf:"pod_out"`
+	UplinkIn    *ebpf.ProgramSpec `ebpf:"uplink_in"`
+	UplinkOut   *ebpf.ProgramSpec `ebpf:"uplink_out"`
 }
 
 // weftMapSpecs contains maps before they are loaded into the kernel.
@@ -344,9 +382,12 @@ type weftMapSpecs struct {
 	Newcomers     *ebpf.MapSpec `ebpf:"newcomers"`
 	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
+	Nodes6        *ebpf.MapSpec `ebpf:"nodes6"`
+	Peer6Counters *ebpf.MapSpec `ebpf:"peer6_counters"`
 	PeerCounters  *ebpf.MapSpec `ebpf:"peer_counters"`
 	PeerStates    *ebpf.MapSpec `ebpf:"peer_states"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
+	Peers6        *ebpf.MapSpec `ebpf:"peers6"`
 	Reasons       *ebpf.MapSpec `ebpf:"reasons"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Runtime       *ebpf.MapSpec `ebpf:"runtime"`
@@ -397,9 +438,12 @@ type weftMaps struct {
 	Newcomers     *ebpf.Map `ebpf:"newcomers"`
 	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
+	Nodes6        *ebpf.Map `ebpf:"nodes6"`
+	Peer6Counters *ebpf.Map `ebpf:"peer6_counters"`
 	PeerCounters  *ebpf.Map `ebpf:"peer_counters"`
 	PeerStates    *ebpf.Map `ebpf:"peer_states"`
 	Peers         *ebpf.Map `ebpf:"peers"`
+	Peers6        *ebpf.Map `ebpf:"peers6"`
 	Reasons       *ebpf.Map `ebpf:"reasons"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Runtime       *ebpf.Map `ebpf:"runtime"`
@@ -418,9 +462,12 @@ func (m *weftMaps) Close() error {
 		m.Newcomers,
 		m.NodeAddresses,
 		m.Nodes,
+		m.Nodes6,
+		m.Peer6Counters,
 		m.PeerCounters,
 		m.PeerStates,
 		m.Peers,
+		m.Peers6,
 		m.Reasons,
 		m.Routes,
 		m.Runtime,
@@ -450,16 +497,20 @@ type weftVariables struct {
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftPrograms struct {
-	OverlayIn  *ebpf.Program `ebpf:"overlay_in"`
-	OverlayOut *ebpf.Program `ebpf:"overlay_out"`
-	PodIn      *ebpf.Program `ebpf:"pod_in"`
-	PodOut     *ebpf.Program `ebpf:"pod_out"`
-	UplinkIn   *ebpf.Program `ebpf:"uplink_in"`
-	UplinkOut  *ebpf.Program `ebpf:"uplink_out"`
+	Overlay6In  *ebpf.Program `ebpf:"overlay6_in"`
+	Overlay6Out *ebpf.Program `ebpf:"overlay6_out"`
+	OverlayIn   *ebpf.Program `ebpf:"overlay_in"`
+	OverlayOut  *ebpf.Program `ebpf:"overlay_out"`
+	PodIn       *ebpf.Program `ebpf:"pod_in"`
+	PodOut      *ebpf.Program `ebpf:"pod_out"`
+	UplinkIn    *ebpf.Program `ebpf:"uplink_in"`
+	UplinkOut   *ebpf.Program `ebpf:"uplink_out"`
 }
 
 func (p *weftPrograms) Close() error {
 	return _WeftClose(
+		p.Overlay6In,
+		p.Overlay6Out,
 		p.OverlayIn,
 		p.OverlayOut,
 		p.PodIn,
