@@ -214,31 +214,50 @@ func TestUDPFlowOfMixedSizesKeepsItsOrder(t *testing.T) {
 
 // While the base path is in use, single packets are sent through the kernel to
 // see that the host still lets them pass. The ones behind must not overtake.
+//
+// Those before may be overtaken in one case: when the CPU was held up for so long
+// that more of them wait in its backlog than it takes at a time (64, dev_weight).
+// So it may take some tries on a busy machine; without the care that is taken,
+// packets overtake at each renewal.
 func TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed(t *testing.T) {
+	const tries = 3
 	for _, underlay := range underlays {
 		t.Run(string(underlay), func(t *testing.T) {
 			lt, l := newTrafficLab(t, lab.Options{Underlay: underlay})
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustQueueArrivals(lt, l.Node(2), 1)
 			mustRideBase(lt, r)
-			before := mustCarried(t, l.Node(2), l.Node(1))
-			renewals, _ := mustReason(t, l.Node(2), "host_renewal")
-			accelerated := burstsUDP(lt, r)
-			now := mustCarried(t, l.Node(2), l.Node(1)).sub(before)
-			again, _ := mustReason(t, l.Node(2), "host_renewal")
-			if now.rxShare() < 0.9 || again == renewals {
-				t.Errorf("the flow does not ride the base path, or the proof was not renewed: %+v, %d renewals", now, again-renewals)
+			var accelerated sequenceSeen
+			for range tries {
+				accelerated = mustRenewUnderBursts(lt, r, l.Node(2), l.Node(1))
+				if accelerated.late == 0 {
+					return
+				}
 			}
 			for _, n := range l.Nodes {
 				mustWeft(t, n, "accel", "off")
 			}
-			kernel := burstsUDP(lt, r)
-			t.Logf("out of order: %s with weft (%d renewals), %s with the kernel path alone", accelerated, again-renewals, kernel)
-			if accelerated.late > kernel.late {
-				t.Errorf("%s; with the kernel path alone %s", accelerated, kernel)
+			if kernel := burstsUDP(lt, r); accelerated.late > kernel.late {
+				t.Errorf("%s, and so %d times; with the kernel path alone %s", accelerated, tries, kernel)
 			}
 		})
 	}
+}
+
+// mustRenewUnderBursts sends bursts to a node and asserts that they rode the base
+// path, and that the proof of its host was renewed meanwhile.
+func mustRenewUnderBursts(t lab.Test, r route, to, from *lab.Node) sequenceSeen {
+	t.Helper()
+	before := mustCarried(t, to, from)
+	renewals, _ := mustReason(t, to, "host_renewal")
+	seen := burstsUDP(t, r)
+	now := mustCarried(t, to, from).sub(before)
+	again, _ := mustReason(t, to, "host_renewal")
+	if now.rxShare() < 0.9 || again == renewals {
+		t.Errorf("the flow does not ride the base path, or the proof was not renewed: %+v, %d renewals", now, again-renewals)
+	}
+	t.Logf("%s, %d renewals", seen, again-renewals)
+	return seen
 }
 
 // burstsUDP sends bursts of small numbered packets for some seconds.
