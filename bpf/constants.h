@@ -84,7 +84,7 @@
 
 /* Flows whose first packets are counted; of two that share a place each starts
  * again when the other comes. A power of two. */
-#define NEWCOMERS 4096
+#define NEWCOMERS 32768
 
 /* Flows whose next hop is remembered for a tick, on each CPU. A power of two. */
 #define ROUTES 256

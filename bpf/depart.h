@@ -17,6 +17,7 @@ struct departure {
 	struct encap encap;
 	struct bpf_redir_neigh hop;
 	__u32 uplink;
+	__u32 overlay; /* an aggregate leaves by it; otherwise 0 */
 };
 
 static __always_inline void build_encap(struct encap *encap, const struct in_force *rt,

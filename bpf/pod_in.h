@@ -88,12 +88,31 @@ static __always_inline enum reason find_next_hop(struct __sk_buff *skb, const st
 	return take_next_hop(d, known);
 }
 
+/* What is asked of single packets, which are encapsulated here. */
+static __always_inline enum reason may_be_encapsulated(struct __sk_buff *skb,
+						       const struct peer_state *state,
+						       const struct witness *w, __u64 now)
+{
+	enum reason reason;
+
+	if (w->as.protocol == IPPROTO_UDP &&
+	    (reason = no_aggregate(skb, &tx_aggregates, w->hash, now)))
+		return reason;
+	/* The stack gets it; overlay_out then leaves it to the kernel. */
+	if (since(state->tx_proven, now) > PROOF_LIFE || !state->tx_proven)
+		return REASON_HOST_UNPROVEN;
+	return renewal_due(state->tx_proven, state->tx_renewal, now) ? REASON_HOST_RENEWAL
+								     : REASON_NONE;
+}
+
 static __always_inline enum reason may_depart(struct __sk_buff *skb, const struct in_force *rt,
 					      struct departure *d, const struct segment *segment,
 					      struct witness *w, const struct flow *as, __u64 now)
 {
 	struct pulse *pulse = pulse_now();
 	struct peer *peer = find_peer(rt, as->daddr);
+	__u32 len =
+		skb->gso_size ? segment->headers + skb->gso_size : bpf_ntohs(d->frame.ip.tot_len);
 	enum reason reason;
 
 	if (!peer || !(d->state = find_state(peer->slot)))
@@ -102,22 +121,43 @@ static __always_inline enum reason may_depart(struct __sk_buff *skb, const struc
 	if ((reason = switched_on(rt, d->state, OFF_BASE | OFF_EXPRESS)) ||
 	    (reason = express_on(rt, d->state, pulse, now)))
 		return reason;
-	if (skb->gso_size)
-		return REASON_AGGREGATE;
-	if ((reason = no_aggregate(skb, &tx_aggregates, w->hash, now)))
+	if (!skb->gso_size && (reason = may_be_encapsulated(skb, d->state, w, now)))
 		return reason;
-	/* The stack gets it; overlay_out then leaves it to the kernel. */
-	if (since(d->state->tx_proven, now) > PROOF_LIFE || !d->state->tx_proven)
-		return REASON_HOST_UNPROVEN;
-	if (renewal_due(d->state->tx_proven, d->state->tx_renewal, now))
-		return REASON_HOST_RENEWAL;
 	if (!sent_by_owner(skb, &d->frame))
 		return REASON_POD_SENDER;
-	if (bpf_ntohs(d->frame.ip.tot_len) > rt->overlay_mtu)
+	if (len > rt->overlay_mtu)
 		return REASON_POD_MTU;
 	if ((reason = still_witnessed(w, pulse, rt->overlay, now)))
 		return reason;
 	return still_tracked(skb, rt, segment, w, as, now);
+}
+
+/* Out of the uplink, encapsulated. */
+static __always_inline enum reason depart_single(struct __sk_buff *skb, const struct in_force *rt,
+						 struct departure *d, const struct segment *segment,
+						 const struct flow *as, __u32 hash, __u32 mark,
+						 __u64 now)
+{
+	enum reason reason;
+
+	build_encap(&d->encap, rt, d, hash, skb->len - ETH_HLEN);
+	if ((reason = find_next_hop(skb, rt, d, hash, mark, now)) ||
+	    (reason = encapsulate(skb, &d->encap)))
+		return reason;
+	return rewrite(skb, OUTER_LEN, &d->frame, &segment->flow, as) ? REASON_REWRITE_FAILED
+								      : REASON_NONE;
+}
+
+/* An aggregate goes out of the overlay device as the host would have sent it: what
+ * the VXLAN driver encapsulates may stay whole down to the card, what a program
+ * does may not. */
+static __always_inline enum reason depart_whole(struct __sk_buff *skb, struct departure *d,
+						const struct segment *segment,
+						const struct flow *as)
+{
+	if (!(d->overlay = find_device(DEVICE_OVERLAY)))
+		return REASON_DEVICE_MISSING;
+	return rewrite(skb, 0, &d->frame, &segment->flow, as) ? REASON_REWRITE_FAILED : REASON_NONE;
 }
 
 static __always_inline enum reason depart(struct __sk_buff *skb, const struct in_force *rt,
@@ -127,19 +167,18 @@ static __always_inline enum reason depart(struct __sk_buff *skb, const struct in
 	struct frame *frame = &d->frame;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct flow as = w->as;
-	__u32 mark = w->mark, priority = w->priority;
+	__u32 mark = w->mark, priority = w->priority, hash = w->hash;
 	enum reason reason;
 
 	if ((reason = may_depart(skb, rt, d, segment, w, &as, now)))
 		return reason;
+	d->load = measure(skb, ETH_HLEN, &frame->ip);
 	__builtin_memcpy(frame->eth.h_dest, d->peer->mac, ETH_ALEN);
 	__builtin_memcpy(frame->eth.h_source, rt->mac, ETH_ALEN);
-	build_encap(&d->encap, rt, d, w->hash, skb->len - ETH_HLEN);
-	if ((reason = find_next_hop(skb, rt, d, w->hash, mark, now)) ||
-	    (reason = encapsulate(skb, &d->encap)))
+	reason = skb->gso_size ? depart_whole(skb, d, segment, &as)
+			       : depart_single(skb, rt, d, segment, &as, hash, mark, now);
+	if (reason)
 		return reason;
-	if (rewrite(skb, OUTER_LEN, frame, &segment->flow, &as))
-		return REASON_REWRITE_FAILED;
 	skb->mark = mark;
 	barrier();
 	skb->priority = priority;
@@ -185,9 +224,11 @@ int pod_in(struct __sk_buff *skb)
 		return reason > REASON_POD_VXLAN_INJECTION && reason != EXPRESS_OFF ? pass(reason)
 										    : PASS;
 
-	struct load load = { .packets = 1, .bytes = bpf_ntohs(d.frame.ip.tot_len) };
-
-	count_peer(d.peer->slot, PATH_EXPRESS, TX, load);
+	count_peer(d.peer->slot, PATH_EXPRESS, TX, d.load);
+	if (d.overlay) {
+		stamp_departed(skb);
+		return bpf_redirect(d.overlay, 0);
+	}
 	stamp_encapsulated(skb);
 	return bpf_redirect_neigh(d.uplink, &d.hop, sizeof(d.hop), 0);
 }

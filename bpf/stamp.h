@@ -23,6 +23,9 @@
  * Out of the overlay nothing depends on secrecy, and skb->tc_index has it alone:
  *
  * - encapsulated: set by overlay_out on packets it redirects out of the uplink.
+ * - departed: set by pod_in on aggregates of express, which it sends out of the
+ *   overlay device, for overlay_out. Where somebody wipes it they count twice, and
+ *   are no witness, since they are not untouched either (see below).
  * - left: set by overlay_out on packets it leaves to the kernel, with what their
  *   mark and priority were, so that uplink_out sees whether the host's rules for
  *   outer packets changed them.
@@ -106,7 +109,9 @@ static __always_inline void stamp_untouched(struct __sk_buff *skb, const struct 
 		skb->tc_index = untouched_index(ip->tos, ip->ttl);
 }
 
+/* The other indexes have 15 bits. */
 #define ENCAPSULATED 0x8000
+#define DEPARTED 0xc000
 
 /* Mark and priority folded into 15 bits, never 0. */
 static __always_inline __u16 left_index(const struct __sk_buff *skb)
@@ -119,6 +124,11 @@ static __always_inline __u16 left_index(const struct __sk_buff *skb)
 static __always_inline void stamp_encapsulated(struct __sk_buff *skb)
 {
 	skb->tc_index = ENCAPSULATED;
+}
+
+static __always_inline void stamp_departed(struct __sk_buff *skb)
+{
+	skb->tc_index = DEPARTED;
 }
 
 static __always_inline void stamp_left(struct __sk_buff *skb)

@@ -30,12 +30,12 @@ func ExampleMemory() {
 	row(5120, true)
 	// Output:
 	// peers     2 CPUs    16 CPUs   128 CPUs
-	//   100   18.5 MiB   18.7 MiB   20.7 MiB
-	//  1000   18.7 MiB   20.1 MiB   31.3 MiB
-	//  5120   19.6 MiB   26.2 MiB   79.7 MiB
-	// 20000   22.9 MiB   48.6 MiB  254.7 MiB
+	//   100   18.7 MiB   18.9 MiB   20.9 MiB
+	//  1000   18.9 MiB   20.3 MiB   31.5 MiB
+	//  5120   19.8 MiB   26.5 MiB   79.9 MiB
+	// 20000   23.1 MiB   48.8 MiB  254.9 MiB
 	// with IPv6 too:
-	//  5120   23.4 MiB   32.2 MiB  103.2 MiB
+	//  5120   23.6 MiB   32.5 MiB  103.4 MiB
 }
 
 func TestMemoryIsWhatTheKernelSays(t *testing.T) {

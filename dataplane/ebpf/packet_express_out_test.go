@@ -74,6 +74,83 @@ func (n *node) mustDepart(t *testing.T, begun, f flow) {
 	}
 }
 
+// Aggregates go out of the overlay device, as the host would have sent them there,
+// and the VXLAN driver encapsulates them. Whether their host lets them pass it
+// finds out itself, so nothing has to be proven.
+func TestAggregatesLeaveByExpress(t *testing.T) {
+	n := newPodNode(t)
+	const segments, size = 2, podMTU - 52
+	for name, flows := range map[string]struct{ begun, sent flow }{
+		"our connection":                   {ourTCP, ourTCP},
+		"to a service":                     {viaService, viaService},
+		"masqueraded":                      {masqueraded, masqueraded},
+		"answers to who came by a service": {fromOutside, fromOutside.answers()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.tb = t
+			n.reset()
+			n.tracked(flows.begun)
+			n.peerState(blueIP, func(s *weftPeerState) { s.TxProven = 0 })
+			n.witness(flows.sent, func(w *weftWitness) { w.Mark, w.Priority, w.Hash = 0x4000, 6, 0xcafef00d })
+			w, _ := n.witnessOf(flows.sent)
+			in := fromPod(flows.sent, segments*size-5).bytes(t)
+			got := n.run(podIn, in, aggregate(segments, size))
+			load := uint64(segments*podMTU - 5)
+			packetCase{verdict: redirected, counted: sent(blueIP, "express", segments, load)}.check(t, in, got)
+
+			want := append(append(append([]byte{}, mustMAC(blueMAC)...), n.runtime.Mac[:]...), 8, 0)
+			want = append(want, translated(in[atIP:], w.As, in[atIP+1])...)
+			if !bytes.Equal(got.packet, want) {
+				t.Errorf("left as\n     %x\nwant %x", got.packet, want)
+			}
+			if got.skb.Mark != w.Mark || got.skb.Priority != w.Priority || got.skb.GSOSize != size {
+				t.Errorf("left with mark %#x, priority %#x and segments of %d bytes", got.skb.Mark, got.skb.Priority, got.skb.GSOSize)
+			}
+		})
+	}
+}
+
+// Right behind an aggregate a small packet of its connection takes express too:
+// from pod_in on both roads have one queue.
+func TestSmallPacketBehindAnAggregateLeavesByExpress(t *testing.T) {
+	n := newPodNode(t)
+	established(these(ourTCP), func(n *node) { n.setAggregates(n.accel.objects.TxAggregates, ago(-time.Second)) })(n)
+	in := fromPod(ourTCP, 100).bytes(t)
+	packetCase{verdict: redirected, counted: sent(blueIP, "express", 1, uint64(len(in)-14))}.check(t, in, n.run(podIn, in))
+}
+
+// overlay_out lets an aggregate of express pass, which is counted, and which is no
+// witness: it has not come through the host's rules.
+func TestDepartedAggregateIsNoWitness(t *testing.T) {
+	n := newPodNode(t)
+	for name, c := range map[string]struct {
+		index     int32
+		counted   map[string]PathCounters
+		reason    weftReason
+		witnessed bool
+	}{
+		"by express":         {index: 0xc000},
+		"by the stack":       {index: untouched(0, 64), counted: sent(blueIP, "kernel", 2, 204), reason: weftReasonREASON_AGGREGATE, witnessed: true},
+		"its index is wiped": {index: 0, counted: sent(blueIP, "kernel", 2, 204), reason: weftReasonREASON_AGGREGATE},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.tb = t
+			n.reset()
+			n.tracked(ourTCP)
+			way := passage{overlayOut, ourTCP, ourTCP}
+			in := way.frame(t, 100)
+			got := n.behind(n.tellingTwin(overlayOut, c.index), way, in, aggregate(2, 60))
+			packetCase{verdict: passed, reason: c.reason, counted: c.counted}.check(t, in, got)
+			if _, ok := n.witnessOf(ourTCP); ok != c.witnessed {
+				t.Errorf("the flow is witnessed: %v, want %v", ok, c.witnessed)
+			}
+			if left := int32(got.skb.CB[4]); left == 0 || left == c.index {
+				t.Errorf("the index is %#x afterwards: uplink_out can't tell that the host has left it alone", left)
+			}
+		})
+	}
+}
+
 // A flow's next hop is asked for once a tick of the clock; what was asked for
 // another flow, peer or mark, for shorter packets or a tick ago says nothing.
 func TestNextHopIsRememberedForATick(t *testing.T) {

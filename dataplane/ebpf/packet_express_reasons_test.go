@@ -259,9 +259,18 @@ func expressOutCases() []packetCase {
 	// What overlay_out finds as well, and counts.
 	ours(packetCase{name: "a peer that has gone"},
 		witness(ourTCP, func(w *weftWitness) { w.As.Daddr = toBE32(addr("10.244.77.1")) }))
-	ours(packetCase{name: "an aggregate", skb: aggregate(2, 60)})
-	ours(packetCase{name: "right behind an aggregate"},
+	ours(packetCase{name: "UDP right behind an aggregate", packet: fromPod(ourUDP, 100)},
 		func(n *node) { n.setAggregates(n.accel.objects.TxAggregates, ago(-time.Second)) })
+	ours(packetCase{name: "an aggregate of UDP", packet: fromPod(ourUDP, 100), skb: aggregate(2, 50)})
+	ours(packetCase{
+		name: "an aggregate with segments of one byte more than the overlay's MTU", packet: fromPod(ourTCP, 2000),
+		skb: aggregate(2, podMTU-52+1), reason: weftReasonREASON_POD_MTU,
+	})
+	ours(packetCase{name: "an aggregate, and the overlay is gone from the device map", skb: aggregate(2, 60)},
+		withoutDevice(weftDeviceDEVICE_OVERLAY))
+	ours(packetCase{name: "an aggregate of a flow that waits to be judged anew", skb: aggregate(2, 60), reason: weftReasonREASON_WITNESS_STALE},
+		beat(func(p *weftPulse) { p.Epoch = epoch + 1 }))
+	ours(packetCase{name: "an aggregate sent by a pod that routes for others", packet: ourTCP.packet(otherPodMAC, gatewayMAC, 100), skb: aggregate(2, 60), reason: weftReasonREASON_POD_SENDER})
 	ours(packetCase{name: "no kernel packet to the peer was seen to leave yet"},
 		peerState(func(s *weftPeerState) { s.TxProven = 0 }))
 	ours(packetCase{name: "none for more than two seconds"},

@@ -45,18 +45,27 @@ func TestSmallPacketsRideTheBasePath(t *testing.T) { // where express is off
 	}
 }
 
-func TestAggregatesRideTheKernelPath(t *testing.T) {
+func TestBulkRidesExpress(t *testing.T) { // and else the kernel path
 	for _, underlay := range underlays {
 		t.Run(string(underlay), func(t *testing.T) {
 			t.Parallel()
 			lt, l := newTrafficLab(t, lab.Options{Underlay: underlay})
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustRideBase(lt, r)
-			before := [2]carried{mustCarried(t, l.Node(1), l.Node(2)), mustCarried(t, l.Node(2), l.Node(1))}
-			startIperf(lt, r, "-t 1").mustEnd()
-			out := mustCarried(t, l.Node(1), l.Node(2)).sub(before[0])
-			in := mustCarried(t, l.Node(2), l.Node(1)).sub(before[1])
-			if out.total().TxPackets < 10_000 || out.txShare() > 0.1 || in.rxShare() > 0.1 {
+			bulk := func() (out, in carried) {
+				before := [2]carried{mustCarried(t, l.Node(1), l.Node(2)), mustCarried(t, l.Node(2), l.Node(1))}
+				startIperf(lt, r, "-t 1").mustEnd()
+				return mustCarried(t, l.Node(1), l.Node(2)).sub(before[0]), mustCarried(t, l.Node(2), l.Node(1)).sub(before[1])
+			}
+			out, in := bulk()
+			if out.total().TxPackets < 10_000 || share(out.express.TxPackets, out.total().TxPackets) < 0.9 || share(in.express.RxPackets, in.total().RxPackets) < 0.9 {
+				t.Errorf("express does not carry bulk: out %+v, in %+v", out, in)
+			}
+			for _, n := range l.Nodes {
+				mustWeft(t, n, "accel", "off", "express")
+			}
+			out, in = bulk()
+			if out.total().TxPackets < 10_000 || out.txShare() > 0.1 || in.rxShare() > 0.1 || out.express.TxPackets > 0 {
 				t.Errorf("bulk is not left to the kernel: %.0f %% of what goes out and %.0f %% of what comes in ride the base path: %+v %+v", 100*out.txShare(), 100*in.rxShare(), out, in)
 			}
 		})
@@ -74,22 +83,38 @@ func TestConnectionThatMixesBulkAndSmallPacketsKeepsItsOrder(t *testing.T) {
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustQueueArrivals(lt, l.Node(2), 1)
 			mustRideBase(lt, r)
-			before := mustCarried(t, l.Node(1), l.Node(2))
-			accelerated := disorder(lt, r)
-			now := mustCarried(t, l.Node(1), l.Node(2)).sub(before)
-			if now.base.TxPackets+now.express.TxPackets < 100 || now.kernel.TxPackets < 100 {
-				t.Errorf("the connection did not mix the paths: %+v", now)
+			express, out := mixBulk(lt, r, l)
+			if out.express.TxPackets < 5000 {
+				t.Errorf("the connection did not take express: %+v", out)
+			}
+			for _, n := range l.Nodes {
+				mustWeft(t, n, "accel", "off", "express")
+			}
+			base, out := mixBulk(lt, r, l)
+			if out.base.TxPackets < 100 || out.kernel.TxPackets < 100 {
+				t.Errorf("the connection did not mix the paths: %+v", out)
 			}
 			for _, n := range l.Nodes {
 				mustWeft(t, n, "accel", "off")
 			}
-			kernel := disorder(lt, r)
-			t.Logf("out of order: %d packets with weft, %d with the kernel path alone", accelerated, kernel)
-			if accelerated > 2*kernel+10 {
-				t.Errorf("%d packets came out of order; with the kernel path alone %d did", accelerated, kernel)
+			kernel, _ := mixBulk(lt, r, l)
+			t.Logf("out of order: %d packets with express, %d with the base path, %d with the kernel path alone", express, base, kernel)
+			for mode, late := range map[string]int{"express": express, "base": base} {
+				if late > 2*kernel+10 {
+					t.Errorf("%d packets came out of order with %s; with the kernel path alone %d did", late, mode, kernel)
+				}
 			}
 		})
 	}
+}
+
+// mixBulk sends bulk and small packets from node 1 to node 2, counts those out of
+// order, and tells what the connection rode.
+func mixBulk(t lab.Test, r route, l *lab.Lab) (late int, out carried) {
+	t.Helper()
+	before := mustCarried(t, l.Node(1), l.Node(2))
+	late = disorder(t, r)
+	return late, mustCarried(t, l.Node(1), l.Node(2)).sub(before)
 }
 
 // mustQueueArrivals makes a node receive on one CPU what another sends, so that
