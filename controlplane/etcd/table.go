@@ -73,10 +73,9 @@ func (t *table) Put(key string, kv *mvccpb.KeyValue) {
 	}
 	e.value = string(kv.Value)
 	e.lease, err = flannel.ParseLease(key, kv.Value)
-	if err == nil {
-		e.peers, err = e.lease.Peers(nodeName(e.lease), t.config)
-	}
-	e.fault = err
+	// What is wrong with one family does not harm the other.
+	e.peers, e.fault = e.lease.Peers(nodeName(e.lease), t.config)
+	e.fault = errors.Join(err, e.fault)
 	t.entries[key] = e
 }
 
