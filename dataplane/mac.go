@@ -3,7 +3,6 @@
 package dataplane
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -57,15 +56,7 @@ func (d *Dataplane) findMAC(device string) (state.MAC, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		d.opts.Log.Warn("making a new MAC for the overlay device", "device", device, "err", err)
 	}
-	return newMAC(), nil
-}
-
-// newMAC makes a random address: locally administered, of one device (IEEE 802).
-func newMAC() state.MAC {
-	var mac state.MAC
-	rand.Read(mac[:]) // never fails
-	mac[0] = mac[0]&^1 | 2
-	return mac
+	return state.RandomMAC(), nil
 }
 
 func macFile(dir, device string) string { return filepath.Join(dir, "mac-"+device) }
