@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/renameio/v2"
+
 	"github.com/weft-net/weft/dataplane/kernel"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -80,9 +82,5 @@ func rememberMAC(dir, device string, mac state.MAC) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	file := macFile(dir, device)
-	if err := os.WriteFile(file+".new", []byte(mac.String()+"\n"), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(file+".new", file)
+	return renameio.WriteFile(macFile(dir, device), []byte(mac.String()+"\n"), 0o644)
 }
