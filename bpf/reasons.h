@@ -33,7 +33,7 @@ enum reason {
 	/* Into the overlay. */
 	REASON_OUTER_VLAN,            /* VLAN-tagged */
 	REASON_OUTER_NOT_FOR_HOST,    /* not addressed to this host's MAC */
-	REASON_OUTER_ADDRESS,         /* not addressed to this node's public IP */
+	REASON_OUTER_ADDRESS,         /* not addressed to this node's underlay address */
 	REASON_OUTER_OPTIONS,         /* IP options */
 	REASON_OUTER_FRAGMENT,        /* a fragment */
 	REASON_OUTER_CHECKSUM,        /* wrong IP header checksum */

@@ -177,7 +177,7 @@ struct timeout {
 
 /* What a node has in force now; the agent writes it whole. */
 struct in_force {
-	__be32 local;                     /* our public IP */
+	__be32 local;                     /* our underlay address */
 	__u32 uplink;                     /* interface index that routes to peers must have */
 	__u32 overlay;                    /* interface index of our overlay device */
 	__u32 overlay_mtu;                /* its MTU */

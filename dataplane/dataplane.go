@@ -98,7 +98,8 @@ type Dataplane struct {
 	held      []string     // why acceleration is held back
 	reason    string       // why the programs are not there; empty when they are
 	vni       uint32
-	mtu       int // of pods' interfaces
+	wanted    []state.Peer // by the last Sync
+	mtu       int          // of pods' interfaces
 	lastLook  string
 	misfits   ebpf.Misfits
 	without   bool // the programs were taken away
@@ -186,7 +187,7 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.vni = s.VNI
+	d.vni, d.wanted = s.VNI, s.Peers
 	if mtu := podMTU(result.Overlays); mtu > 0 {
 		d.mtu = mtu
 	}

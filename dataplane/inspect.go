@@ -30,10 +30,10 @@ const (
 // are not.
 func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 	d.mu.Lock()
-	reason, vni, found, firewall := d.reason, d.vni, d.found, d.injection.reason
+	reason, vni, found, firewall, wanted := d.reason, d.vni, d.found, d.injection.reason, d.wanted
 	d.mu.Unlock()
 
-	r, err := Inspect(ctx, d.opts.PinDir, vni)
+	r, err := Inspect(ctx, d.opts.PinDir, vni, wanted)
 	if reason != "" {
 		r.Reason = reason
 	}
@@ -53,8 +53,9 @@ func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 }
 
 // Inspect reads a node's dataplane from the pins and the kernel; it needs no
-// agent. A vni of 0 is flannel's 1.
-func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
+// agent. A vni of 0 is flannel's 1. Where there are no pins, told are the peers that
+// DirectRouting may serve: their routes lie past the overlay and bear no mark.
+func Inspect(_ context.Context, pinDir string, vni uint32, told []state.Peer) (Report, error) {
 	if vni == 0 {
 		vni = 1
 	}
@@ -77,8 +78,8 @@ func Inspect(_ context.Context, pinDir string, vni uint32) (Report, error) {
 		defer view.Close()
 		return r, r.readPins(view, path)
 	}
-	entries, err := path.Entries(vni)
-	r.Peers = comparePeers(nil, entries, families{})
+	entries, err := path.Entries(vni, prefixesOf(told)...)
+	r.Peers = comparePeers(servedDirectly(told, entries), entries, families{})
 	if errors.Is(viewErr, ebpf.ErrNoPins) {
 		r.Reason, viewErr = "no programs are loaded", nil
 	} else {
@@ -234,6 +235,40 @@ func reportMaps(view *ebpf.View) ([]MapInfo, error) {
 		out[i] = MapInfo{Name: m.Name, Type: m.Type, Entries: m.Entries, MaxEntries: m.MaxEntries, Bytes: m.Bytes}
 	}
 	return out, err
+}
+
+// prefixesOf lists the peers' prefixes.
+func prefixesOf(peers []state.Peer) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(peers))
+	for i, p := range peers {
+		prefixes[i] = p.Prefix
+	}
+	return prefixes
+}
+
+// servedDirectly are those of the peers that routes past the overlay lead to, as if
+// the maps knew them.
+func servedDirectly(peers []state.Peer, entries []kernel.Entry) (direct []ebpf.Peer) {
+	leads := map[netip.Prefix]netip.Addr{}
+	for _, e := range entries {
+		if e.Direct {
+			leads[e.Prefix] = e.PublicIP
+		}
+	}
+	at := map[netip.Addr]int{}
+	for _, p := range peers {
+		if leads[p.Prefix] != p.PublicIP || !p.PublicIP.IsValid() {
+			continue
+		}
+		i, ok := at[p.PublicIP]
+		if !ok {
+			i = len(direct)
+			at[p.PublicIP] = i
+			direct = append(direct, ebpf.Peer{PublicIP: p.PublicIP, MAC: p.MAC, On: true, Express: true})
+		}
+		direct[i].Prefixes = append(direct[i].Prefixes, p.Prefix)
+	}
+	return direct
 }
 
 // families are those that programs know peers of.

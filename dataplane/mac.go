@@ -3,12 +3,13 @@
 package dataplane
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/weft-net/weft/dataplane/kernel"
 	"github.com/weft-net/weft/dataplane/state"
@@ -57,15 +58,7 @@ func (d *Dataplane) findMAC(device string) (state.MAC, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		d.opts.Log.Warn("making a new MAC for the overlay device", "device", device, "err", err)
 	}
-	return newMAC(), nil
-}
-
-// newMAC makes a random address: locally administered, of one device (IEEE 802).
-func newMAC() state.MAC {
-	var mac state.MAC
-	rand.Read(mac[:]) // never fails
-	mac[0] = mac[0]&^1 | 2
-	return mac
+	return state.RandomMAC(), nil
 }
 
 func macFile(dir, device string) string { return filepath.Join(dir, "mac-"+device) }
@@ -89,9 +82,5 @@ func rememberMAC(dir, device string, mac state.MAC) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	file := macFile(dir, device)
-	if err := os.WriteFile(file+".new", []byte(mac.String()+"\n"), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(file+".new", file)
+	return renameio.WriteFile(macFile(dir, device), []byte(mac.String()+"\n"), 0o644)
 }

@@ -3,8 +3,10 @@
 package dataplane
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -161,5 +163,37 @@ func TestUplinksThatAreNotUnderstood(t *testing.T) {
 				t.Errorf("%+v is accepted", u)
 			}
 		})
+	}
+}
+
+// Without programs nothing but the routes tells of peers past the overlay, and of
+// those only the ones that lead where a peer is.
+func TestPeersServedDirectlyWithoutPrograms(t *testing.T) {
+	peer := func(prefix, ip string) state.Peer {
+		return state.Peer{Prefix: netip.MustParsePrefix(prefix), PublicIP: netip.MustParseAddr(ip)}
+	}
+	past := func(prefix, ip string) kernel.Entry {
+		a := netip.MustParseAddr(ip)
+		return kernel.Entry{Prefix: netip.MustParsePrefix(prefix), Gateway: a, PublicIP: a, Direct: true}
+	}
+	told := []state.Peer{
+		peer("10.244.2.0/24", "192.0.2.12"), peer("10.244.3.0/24", "192.0.2.12"), peer("10.244.4.0/24", "192.0.2.14"),
+		peer("10.244.5.0/24", "192.0.2.15"), peer("fd00:2::/64", "2001:db8::12"),
+	}
+	entries := []kernel.Entry{
+		past("10.244.2.0/24", "192.0.2.12"), past("10.244.3.0/24", "192.0.2.12"), past("fd00:2::/64", "2001:db8::12"),
+		past("10.244.4.0/24", "192.0.2.1"), // to a router
+		past("10.244.9.0/24", "192.0.2.19"),
+	}
+	var got []string
+	for _, p := range comparePeers(servedDirectly(told, entries), entries, families{}) {
+		got = append(got, fmt.Sprint(p.PublicIP, p.Prefixes, p.Direct, p.Divergence, p.Counters, p.InMap, p.Switches))
+	}
+	want := []string{
+		"192.0.2.12 [10.244.2.0/24 10.244.3.0/24] [10.244.2.0/24 10.244.3.0/24] [] [] false {true true}",
+		"2001:db8::12 [fd00:2::/64] [fd00:2::/64] [] [] false {true true}",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
 	}
 }

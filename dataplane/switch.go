@@ -54,10 +54,10 @@ type Removal struct {
 
 // Remove takes weft away so that the kernel path carries on by itself: programs,
 // pins and firewall; with all also the overlay devices, the host's rules for the
-// overlay, and the routes of DirectRouting to peers that the pins know. With nothing there it removes
-// nothing.
-func Remove(ctx context.Context, pinDir string, vni uint32, all bool) (r Removal, err error) {
-	peers := pinnedPeers(pinDir)
+// overlay, and the routes of DirectRouting to peers that the pins know or the caller
+// tells. With nothing there it removes nothing.
+func Remove(ctx context.Context, pinDir string, vni uint32, all bool, told []state.Peer) (r Removal, err error) {
+	peers := append(pinnedPeers(pinDir), told...)
 	if r.Removed, err = ebpf.Remove(pinDir); err != nil {
 		return r, err
 	}

@@ -13,9 +13,9 @@ import (
 type node interface {
 	Open(ctx context.Context, o dataplane.Options) (datapath, error)
 	OpenUplink(log *slog.Logger) (uplinkFinder, error)
-	Inspect(ctx context.Context, pinDir string, vni uint32) (dataplane.Report, error)
+	Inspect(ctx context.Context, pinDir string, vni uint32, told []state.Peer) (dataplane.Report, error)
 	SetAccel(pinDir string, s dataplane.Switch) error
-	Remove(ctx context.Context, pinDir string, vni uint32, all bool) (dataplane.Removal, error)
+	Remove(ctx context.Context, pinDir string, vni uint32, all bool, told []state.Peer) (dataplane.Removal, error)
 }
 
 // datapath is what the agent needs of an open dataplane.
@@ -55,14 +55,14 @@ func (linux) OpenUplink(log *slog.Logger) (uplinkFinder, error) {
 	return f, nil
 }
 
-func (linux) Inspect(ctx context.Context, pinDir string, vni uint32) (dataplane.Report, error) {
-	return dataplane.Inspect(ctx, pinDir, vni)
+func (linux) Inspect(ctx context.Context, pinDir string, vni uint32, told []state.Peer) (dataplane.Report, error) {
+	return dataplane.Inspect(ctx, pinDir, vni, told)
 }
 
 func (linux) SetAccel(pinDir string, s dataplane.Switch) error {
 	return dataplane.SetAccel(pinDir, s)
 }
 
-func (linux) Remove(ctx context.Context, pinDir string, vni uint32, all bool) (dataplane.Removal, error) {
-	return dataplane.Remove(ctx, pinDir, vni, all)
+func (linux) Remove(ctx context.Context, pinDir string, vni uint32, all bool, told []state.Peer) (dataplane.Removal, error) {
+	return dataplane.Remove(ctx, pinDir, vni, all, told)
 }

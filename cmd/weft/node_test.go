@@ -73,7 +73,7 @@ func (n *fakeNode) Open(_ context.Context, o dataplane.Options) (datapath, error
 	return fakeDatapath{n}, nil
 }
 
-func (n *fakeNode) Inspect(_ context.Context, pinDir string, vni uint32) (dataplane.Report, error) {
+func (n *fakeNode) Inspect(_ context.Context, pinDir string, vni uint32, _ []state.Peer) (dataplane.Report, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.inspected = pinDir + " " + vniText(vni)
@@ -90,7 +90,7 @@ func (n *fakeNode) SetAccel(_ string, s dataplane.Switch) error {
 	return n.err
 }
 
-func (n *fakeNode) Remove(_ context.Context, _ string, vni uint32, all bool) (dataplane.Removal, error) {
+func (n *fakeNode) Remove(_ context.Context, _ string, vni uint32, all bool, _ []state.Peer) (dataplane.Removal, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r := dataplane.Removal{Removed: n.removals}

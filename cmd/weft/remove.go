@@ -33,7 +33,7 @@ and carries the traffic, unless --all is given. The agent must be stopped first.
 		return err
 	}
 	defer release()
-	removal, err := e.node.Remove(e.ctx, v.PinDir, agent.vni(v.VNI), all)
+	removal, err := e.node.Remove(e.ctx, v.PinDir, agent.vni(v.VNI), all, v.direct(agent))
 	if err != nil {
 		return fmt.Errorf("removing weft: %w", err)
 	}

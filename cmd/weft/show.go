@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/weft-net/weft/dataplane"
+	"github.com/weft-net/weft/dataplane/state"
 )
 
 // view is what the show commands look at: a node, its agent, and where.
@@ -41,7 +42,7 @@ func (v *view) look(e *env) (agentView, dataplane.Report, error) {
 	if err != nil {
 		return agentView{}, dataplane.Report{}, err
 	}
-	report, err := e.node.Inspect(e.ctx, v.PinDir, agent.vni(v.VNI))
+	report, err := e.node.Inspect(e.ctx, v.PinDir, agent.vni(v.VNI), v.direct(agent))
 	if err != nil {
 		return agentView{}, dataplane.Report{}, fmt.Errorf("reading the dataplane: %w", err)
 	}
@@ -51,6 +52,15 @@ func (v *view) look(e *env) (agentView, dataplane.Report, error) {
 	}
 	agent.complete(&report.Express)
 	return agent, report, nil
+}
+
+// direct are the peers that DirectRouting may serve, as the agent remembers them.
+func (v *view) direct(agent agentView) []state.Peer {
+	last, _, err := newMemory(v.StateDir, agent.Info.Store.Kind, nil, nil).Recall()
+	if err != nil || !last.DirectRouting {
+		return nil // or none that we know: a file of peers has no such setting
+	}
+	return last.Peers
 }
 
 // complete adds what only a living agent knows of the express path. Whether it

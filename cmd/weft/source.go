@@ -68,6 +68,7 @@ func kubeSource(e *env, o *agentOptions, log *slog.Logger) (source, error) {
 	if err != nil {
 		return source{}, fmt.Errorf("reading the network's configuration (--net-config-path): %w", err)
 	}
+	kube.TakeLogs(log)
 	options := o.kube(log)
 	if options.Config, err = flannel.ParseConfig(data); err != nil {
 		return source{}, fmt.Errorf("%s cannot be used:\n%w", o.NetConfigPath, err)
@@ -104,19 +105,7 @@ func override(flag *string, said netip.Addr) {
 }
 
 func etcdSource(o *agentOptions, log *slog.Logger) (source, error) {
-	options := o.etcd(log)
-	data, err := os.ReadFile(o.SubnetFile)
-	if err == nil {
-		previous, err := flannel.ParseSubnetEnv(data)
-		if err != nil {
-			log.Warn("the last start's subnet file is not all right; what is, counts", "path", o.SubnetFile, "error", err)
-		}
-		for _, p := range []netip.Prefix{previous.Subnet, previous.IPv6Subnet} {
-			if p.IsValid() {
-				options.Previous = append(options.Previous, p.Masked())
-			}
-		}
-	}
+	options := etcdOptions(o, log)
 	store, err := etcd.Open(options)
 	if err != nil {
 		return source{}, err
@@ -129,4 +118,30 @@ func etcdSource(o *agentOptions, log *slog.Logger) (source, error) {
 			return preparation{o.uplink(c.EnableIPv4, c.EnableIPv6), c.VNI}, err
 		},
 	}, nil
+}
+
+// etcdOptions are those of the flags, and the prefixes that the node had.
+func etcdOptions(o *agentOptions, log *slog.Logger) etcd.Options {
+	options := o.etcd(log)
+	options.Previous = previousPrefixes(o.SubnetFile, log)
+	return options
+}
+
+// previousPrefixes are those that the node had at its last start, as the subnet file
+// says; none if it is not there.
+func previousPrefixes(subnetFile string, log *slog.Logger) (prefixes []netip.Prefix) {
+	data, err := os.ReadFile(subnetFile)
+	if err != nil {
+		return nil
+	}
+	previous, err := flannel.ParseSubnetEnv(data)
+	if err != nil {
+		log.Warn("the last start's subnet file is not all right; what is, counts", "path", subnetFile, "error", err)
+	}
+	for _, p := range []netip.Prefix{previous.Subnet, previous.IPv6Subnet} {
+		if p.IsValid() {
+			prefixes = append(prefixes, p.Masked())
+		}
+	}
+	return prefixes
 }

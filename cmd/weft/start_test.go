@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -366,5 +367,44 @@ func TestVerbosityOfFlannelMeansDebug(t *testing.T) {
 		if got := log.Enabled(t.Context(), slog.LevelDebug); got != want {
 			t.Errorf("--v=%d: debug messages are logged: %v", v, got)
 		}
+	}
+}
+
+// A unit of Type=notify has started when its node carries traffic, and no sooner.
+func TestSystemdIsToldOnceTheNodeCarries(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	heard := func(within time.Duration) string {
+		t.Helper()
+		if err := systemd.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		message := make([]byte, 100)
+		n, err := systemd.Read(message)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		return string(message[:n])
+	}
+	c := newClusterAgent(t)
+	c.node.syncErr = errors.New("no")
+	c.start(t)
+	c.store.deliver <- cluster("10.244.1.0/24")
+	eventually(t, "a failed sync", func() bool { var n int; c.node.locked(func() { n = c.node.syncs }); return n > 0 })
+	if got := heard(50 * time.Millisecond); got != "" {
+		t.Errorf("systemd hears %q before anything is in force", got)
+	}
+	c.node.locked(func() { c.node.syncErr = nil })
+	if got := heard(5 * time.Second); got != "READY=1" {
+		t.Errorf("systemd hears %q", got)
+	}
+	c.store.deliver <- cluster("10.244.2.0/24")
+	if got := heard(50 * time.Millisecond); got != "" {
+		t.Errorf("systemd hears %q again", got)
 	}
 }

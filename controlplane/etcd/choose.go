@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/weft-net/weft/controlplane/claims"
 	"github.com/weft-net/weft/controlplane/flannel"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -39,11 +40,11 @@ func (s span) Allows(p netip.Prefix) bool {
 }
 
 // Free lists the first free prefixes, at most as many as said.
-func (s span) Free(taken *overlaps, most int) []netip.Prefix {
+func (s span) Free(taken *claims.Set[netip.Prefix], most int) []netip.Prefix {
 	var list []netip.Prefix
 	for addr := s.first; addr.IsValid() && !s.last.Less(addr) && len(list) < most; {
 		p := netip.PrefixFrom(addr, s.bits)
-		if other, ok := taken.With(p); !ok {
+		if other, ok := taken.Overlapping(p); !ok {
 			list = append(list, p)
 		} else if other.Bits() < s.bits {
 			p = other // all of it is taken
@@ -56,24 +57,23 @@ func (s span) Free(taken *overlaps, most int) []netip.Prefix {
 // choose finds the node a prefix in every span: one that it had before if that
 // is free, else one of the first free ones, which pick chooses by its index.
 func choose(spans []span, taken, before []netip.Prefix, most int, pick func(n int) int) ([]netip.Prefix, error) {
-	lengths := map[int]bool{}
+	var set claims.Set[netip.Prefix]
 	for _, s := range spans {
-		lengths[s.bits] = true
+		set.Expect(netip.PrefixFrom(s.first, s.bits))
 	}
 	for _, p := range taken {
-		lengths[p.Bits()] = true
+		set.Expect(p)
 	}
-	set := newOverlaps(lengths)
 	for _, p := range taken {
-		set.Add(p)
+		set.Add(p, p)
 	}
 	var chosen []netip.Prefix
 	for _, s := range spans {
-		if p, ok := s.again(set, before); ok {
+		if p, ok := s.again(&set, before); ok {
 			chosen = append(chosen, p)
 			continue
 		}
-		free := s.Free(set, most)
+		free := s.Free(&set, most)
 		if len(free) == 0 {
 			return nil, fmt.Errorf("no /%d from %s to %s is free for this node, with %d prefixes leased; "+
 				"delete the leases of nodes that are gone, or configure a greater network", s.bits, s.first, s.last, len(taken))
@@ -84,12 +84,12 @@ func choose(spans []span, taken, before []netip.Prefix, most int, pick func(n in
 }
 
 // again returns the first of the prefixes of before that fits and is free.
-func (s span) again(taken *overlaps, before []netip.Prefix) (netip.Prefix, bool) {
+func (s span) again(taken *claims.Set[netip.Prefix], before []netip.Prefix) (netip.Prefix, bool) {
 	for _, p := range before {
 		if !s.Allows(p) {
 			continue
 		}
-		if _, other := taken.With(p); !other {
+		if _, other := taken.Overlapping(p); !other {
 			return p, true
 		}
 	}

@@ -74,9 +74,12 @@ func TestHostileLeases(t *testing.T) {
 	puts = append(puts, clientv3.OpPut(h.prefix+"/subnets/10.244.40.0-24", value(40)))
 	_, err := h.Txn(t.Context()).Then(puts...).Commit()
 	must(t, err)
-	n.hasPeers(t, "10.244.5.0/24 10.244.40.0/24")
+	n.hasPeers(t, "10.244.5.0/24 10.244.33.0/24 10.244.40.0/24")
 	if p := n.state().Peers[0]; p.PublicIP.String() != "192.0.2.5" {
 		t.Errorf("10.244.5.0/24 went to %s", p.PublicIP)
+	}
+	if p := n.state().Peers[1]; !p.MAC.IsZero() || p.PublicIP.String() != "192.0.2.33" {
+		t.Errorf("10.244.33.0/24 has broken data and went to %+v", p)
 	}
 	log := n.log.String()
 	lines := strings.Count(log, "level=WARN")
@@ -84,7 +87,7 @@ func TestHostileLeases(t *testing.T) {
 		t.Errorf("log:\n%s", log)
 	}
 	h.put("subnets/10.244.41.0-24", value(41))
-	n.hasPeers(t, "10.244.5.0/24 10.244.40.0/24 10.244.41.0/24")
+	n.hasPeers(t, "10.244.5.0/24 10.244.33.0/24 10.244.40.0/24 10.244.41.0/24")
 	if got := strings.Count(n.log.String(), "level=WARN"); got != lines {
 		t.Errorf("said again:\n%s", n.log)
 	}

@@ -1,9 +1,8 @@
 package etcd
 
 import (
-	"crypto/rand"
 	"fmt"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -61,10 +60,7 @@ func firstMAC(macs ...state.MAC) state.MAC {
 			return mac
 		}
 	}
-	var mac state.MAC
-	_, _ = rand.Read(mac[:])  // never fails
-	mac[0] = mac[0]&^1 | 1<<1 // of one device, locally administered
-	return mac
+	return state.RandomMAC()
 }
 
 // state is what the node holds with a lease and these peers.
@@ -104,7 +100,7 @@ func (t timing) renewal(now time.Time, ttl time.Duration) deadline {
 	}
 	// Nodes that were started together shall not renew together.
 	early := min(after, ttl-after) / 10
-	return deadline{set: true, since: now, after: after - mathrand.N(early+1)}
+	return deadline{set: true, since: now, after: after - rand.N(early+1)}
 }
 
 // Left is how long it is until the deadline; without one, very long.

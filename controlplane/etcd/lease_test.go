@@ -117,6 +117,28 @@ func TestOtherBackendsLeaseIsRewritten(t *testing.T) {
 	}
 }
 
+// Flannel finds its lease by the public IP, whatever its data are.
+func TestLeaseWithBrokenDataIsRewritten(t *testing.T) {
+	t.Parallel()
+	h := mustHand(t, sharedEtcd(t), network)
+	h.put("subnets/10.244.9.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"x"}}`)
+	o := offer(1)
+	o.MAC = state.MAC{2, 0, 0, 0, 0, 1}
+	n := start(t, sharedEtcd(t), o)
+	if _, lease := h.lease(); n.own() != "[10.244.9.0/24]" || lease.value != value(1) {
+		t.Errorf("own %s, lease %s", n.own(), lease.value)
+	}
+}
+
+// What a peer says wrongly of one family does not harm the other.
+func TestPeerWithOneBrokenFamily(t *testing.T) {
+	t.Parallel()
+	h := mustHand(t, sharedEtcd(t), dualNetwork)
+	h.put("subnets/10.244.9.0-24&fd00:10:244:9::-64", `{"PublicIP":"192.0.2.9","PublicIPv6":"nonsense","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}`)
+	n := start(t, sharedEtcd(t), dualOffer(1))
+	n.hasPeers(t, "10.244.9.0/24")
+}
+
 func TestPrefixOfSubnetEnv(t *testing.T) {
 	t.Parallel()
 	previous := func(p string) func(*Options) {

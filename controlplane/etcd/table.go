@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/weft-net/weft/controlplane/claims"
 	"github.com/weft-net/weft/controlplane/flannel"
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -73,10 +74,9 @@ func (t *table) Put(key string, kv *mvccpb.KeyValue) {
 	}
 	e.value = string(kv.Value)
 	e.lease, err = flannel.ParseLease(key, kv.Value)
-	if err == nil {
-		e.peers, err = e.lease.Peers(nodeName(e.lease), t.config)
-	}
-	e.fault = err
+	// What is wrong with one family does not harm the other.
+	e.peers, e.fault = e.lease.Peers(nodeName(e.lease), t.config)
+	e.fault = errors.Join(err, e.fault)
 	t.entries[key] = e
 }
 
@@ -100,15 +100,14 @@ func (t *table) Peers(own entry) ([]state.Peer, map[string]error) {
 	others := slices.SortedFunc(maps.Values(t.entries), func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.key, b.key))
 	})
-	lengths := map[int]bool{}
+	var set claims.Set[netip.Prefix]
 	for _, e := range append(others, own) {
 		for _, p := range e.prefixes {
-			lengths[p.Bits()] = true
+			set.Expect(p)
 		}
 	}
-	set := newOverlaps(lengths)
 	for _, p := range own.prefixes {
-		set.Add(p)
+		set.Add(p, p)
 	}
 	peers := make([]state.Peer, 0, len(others))
 	faults := map[string]error{}
@@ -124,11 +123,11 @@ func (t *table) Peers(own entry) ([]state.Peer, map[string]error) {
 				faults[e.key] = errors.Join(faults[e.key], fmt.Errorf("%s is at %s, which is our own address", p.Prefix, p.PublicIP))
 				continue
 			}
-			if other, ok := set.With(p.Prefix); ok {
+			if other, ok := set.Overlapping(p.Prefix); ok {
 				faults[e.key] = errors.Join(faults[e.key], fmt.Errorf("%s overlaps %s, whose lease is older or ours", p.Prefix, other))
 				continue
 			}
-			set.Add(p.Prefix)
+			set.Add(p.Prefix, p.Prefix)
 			peers = append(peers, p)
 		}
 	}

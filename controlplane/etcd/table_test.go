@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"github.com/weft-net/weft/controlplane/claims"
 	"github.com/weft-net/weft/controlplane/flannel"
 )
 
@@ -37,18 +38,18 @@ func TestFreePrefixes(t *testing.T) {
 		"the other family":            {v6, "10.244.1.0/24", 1, "fd00:10:244:1::/64"},
 		"up to the last address":      {end, "255.255.254.0/24", 9, "255.255.255.0/24"},
 	} {
-		lengths := map[int]bool{c.span.bits: true}
+		var set claims.Set[netip.Prefix]
+		set.Expect(netip.PrefixFrom(c.span.first, c.span.bits))
 		var taken []netip.Prefix
 		for _, text := range strings.Fields(c.taken) {
 			taken = append(taken, netip.MustParsePrefix(text))
-			lengths[taken[len(taken)-1].Bits()] = true
+			set.Expect(taken[len(taken)-1])
 		}
-		set := newOverlaps(lengths)
 		for _, p := range taken {
-			set.Add(p)
+			set.Add(p, p)
 		}
 		var got []string
-		for _, p := range c.span.Free(set, c.most) {
+		for _, p := range c.span.Free(&set, c.most) {
 			got = append(got, p.String())
 		}
 		if strings.Join(got, " ") != c.want {

@@ -170,8 +170,9 @@ func TestNodeThatHasToldNothing(t *testing.T) {
 func TestHostileAnnotations(t *testing.T) {
 	keys := mustKeys(t)
 	good := Lease{PublicIP: addr("192.0.2.11"), MAC: mac("0a:58:0a:f4:01:00"), VNI: 1, PublicIPv6: addr("2001:db8::11"), MACv6: mac("0a:58:0a:f4:01:01"), VNIv6: 1, BackendType: "vxlan"}
-	onlyV6 := good
+	onlyV6, withoutData := good, good
 	onlyV6.PublicIP, onlyV6.MAC, onlyV6.VNI = addr(""), state.MAC{}, 0
+	withoutData.MAC, withoutData.VNI = state.MAC{}, 0
 	names := "annotations flannel.alpha.coreos.com/public-ip and flannel.alpha.coreos.com/backend-data: "
 	for _, test := range []struct{ key, value, err string }{
 		{keys.PublicIP, "$(reboot)", `"$(reboot)" is no IPv4 address`},
@@ -186,8 +187,12 @@ func TestHostileAnnotations(t *testing.T) {
 	} {
 		set, _ := keys.Marshal(good)
 		set[test.key] = test.value
+		want := onlyV6
+		if test.key == keys.BackendData {
+			want = withoutData
+		}
 		l, err := keys.Parse(set)
-		if l != onlyV6 || err == nil || err.Error() != names+test.err {
+		if l != want || err == nil || err.Error() != names+test.err {
 			t.Errorf("%s=%.30q: %+v\n got %v\nwant %s", test.key, test.value, l, err, names+test.err)
 		}
 	}

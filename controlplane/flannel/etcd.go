@@ -123,8 +123,11 @@ func ParseLease(key string, value []byte) (Lease, error) {
 const exampleLease = `{"PublicIP":"192.0.2.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:58:0a:f4:01:00"}}`
 
 // parseHalf reads what a node publishes about a family. No address, and the one
-// that flannel writes for none, are a family that it does not use. Data of other backends
-// are not looked at.
+// that flannel writes for none, are a family that it does not use. Data of other
+// backends are not looked at.
+//
+// An address beside broken data is filled in all the same: it says whose lease this
+// is, and a node that can't be reached yet may still send.
 func (l *Lease) parseHalf(v6 bool, publicIP string, data []byte) error {
 	if publicIP == "" || publicIP == "0.0.0.0" {
 		return nil
@@ -135,10 +138,8 @@ func (l *Lease) parseHalf(v6 bool, publicIP string, data []byte) error {
 		return err
 	}
 	if l.BackendType == BackendType {
-		if err := h.parseVTEP(data); err != nil {
-			return err
-		}
+		err = h.parseVTEP(data)
 	}
 	l.tell(v6, h)
-	return nil
+	return err
 }

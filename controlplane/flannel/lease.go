@@ -148,7 +148,7 @@ func (h half) marshalVTEP() string {
 }
 
 // parseVTEP reads a family's backend data. Nothing, null, no VNI and no MAC are
-// a node that has not told them yet.
+// a node that has not told them yet, and so is what is broken.
 func (h *half) parseVTEP(data []byte) error {
 	if len(data) > maxBackendData {
 		return fmt.Errorf("backend data of %d bytes; the limit is %d", len(data), maxBackendData)
@@ -163,15 +163,14 @@ func (h *half) parseVTEP(data []byte) error {
 	if v.VNI > maxVNI {
 		return fmt.Errorf("VNI %d is larger than %d", v.VNI, maxVNI)
 	}
-	h.vni = v.VNI
-	if v.VtepMAC == "" {
-		return nil
+	var mac state.MAC
+	if v.VtepMAC != "" {
+		var err error
+		if mac, err = state.ParseMAC(v.VtepMAC); err != nil {
+			return fmt.Errorf("VtepMAC: %s is not the MAC address of one device", quote(v.VtepMAC))
+		}
 	}
-	mac, err := state.ParseMAC(v.VtepMAC)
-	if err != nil {
-		return fmt.Errorf("VtepMAC: %s is not the MAC address of one device", quote(v.VtepMAC))
-	}
-	h.mac = mac
+	h.vni, h.mac = v.VNI, mac
 	return nil
 }
 

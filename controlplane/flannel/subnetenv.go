@@ -1,12 +1,13 @@
 package flannel
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"github.com/google/renameio/v2"
 )
 
 // SubnetEnv is what subnet.env tells the CNI plugin, Docker and the next start.
@@ -108,43 +109,11 @@ func envPrefix(f *faults, values map[string]string, key string, v6 bool) netip.P
 // the new one, also after a power cut. Its mode is 0644 whatever the umask;
 // missing directories are made.
 func WriteFile(path string, e SubnetEnv) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("making the directory of %s: %w", path, err)
 	}
-	if err := replaceFile(path, e.Marshal()); err != nil {
+	if err := renameio.WriteFile(path, e.Marshal(), 0o644, renameio.IgnoreUmask()); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return nil
-}
-
-// replaceFile writes data beside path, then puts it in path's place.
-func replaceFile(path string, data []byte) (err error) {
-	dir := filepath.Dir(path)
-	file, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(file.Name())
-		}
-	}()
-	_, err = file.Write(data)
-	if err = errors.Join(err, file.Chmod(0o644), file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(file.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir has the names in a directory outlive a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 )
 
 // clientOf makes a client of a server of the test's own.
@@ -126,6 +127,20 @@ func TestClientGoIsHeardForDebuggingOnly(t *testing.T) {
 		l := quietLogger(slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: level})))
 		l.WithName("reflector").WithValues("a", 1).Error(errors.New("no"), "Failed to watch")
 		l.Info("something")
+		if got := text.String(); strings.Count(got, "\n") != lines || strings.Count(got, "level=DEBUG") != lines {
+			t.Errorf("at %s: %s", level, got)
+		}
+	}
+}
+
+// What client-go logs without a logger of ours would go to stderr.
+func TestClientGoIsHeardWhereItIsOnItsOwn(t *testing.T) {
+	defer klog.ClearLogger()
+	for level, lines := range map[slog.Level]int{slog.LevelInfo: 0, slog.LevelDebug: 2} {
+		var text bytes.Buffer
+		TakeLogs(slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: level})))
+		klog.TODO().Error(errors.New("no"), "Unable to rotate token")
+		klog.Errorf("Expected to load root CA config")
 		if got := text.String(); strings.Count(got, "\n") != lines || strings.Count(got, "level=DEBUG") != lines {
 			t.Errorf("at %s: %s", level, got)
 		}

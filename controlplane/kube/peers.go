@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-net/weft/controlplane/claims"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -50,7 +51,7 @@ func judge(local state.Local, others []neighbor) members {
 type judgement struct {
 	members
 	local    state.Local
-	prefixes claims
+	prefixes claims.Set[string] // by the node that has it
 	macs     map[device]claimant
 	// nodes are the addresses that are taken: all public IPs and what became an
 	// alias.
@@ -81,14 +82,21 @@ type applicant struct {
 // newJudgement notes what is this node's own.
 func newJudgement(local state.Local, others []neighbor) *judgement {
 	j := &judgement{
-		members:  members{peers: make([]state.Peer, 0, len(others)), faults: map[string]string{}},
-		local:    local,
-		prefixes: newClaims(local.Prefixes, others),
-		macs:     make(map[device]claimant, len(others)),
-		nodes:    make(map[netip.Addr]bool, len(others)),
+		members: members{peers: make([]state.Peer, 0, len(others)), faults: map[string]string{}},
+		local:   local,
+		macs:    make(map[device]claimant, len(others)),
+		nodes:   make(map[netip.Addr]bool, len(others)),
+	}
+	for i := range others {
+		for _, p := range others[i].peers {
+			j.prefixes.Expect(p.Prefix)
+		}
 	}
 	for _, p := range local.Prefixes {
-		j.prefixes.add(p, local.Node)
+		j.prefixes.Expect(p)
+	}
+	for _, p := range local.Prefixes {
+		j.prefixes.Add(p, local.Node)
 	}
 	j.macs[device{local.MAC, false}] = claimant{local.Node, local.PublicIP}
 	j.macs[device{local.MACv6, true}] = claimant{local.Node, local.PublicIPv6}
@@ -124,10 +132,10 @@ func (j *judgement) peer(p state.Peer) (usable state.Peer, why string) {
 	case j.local.Address, j.local.AddressV6, j.local.PublicIP, j.local.PublicIPv6:
 		return state.Peer{}, fmt.Sprintf("its public IP %s is this node's own; delete the Node if it is one that this machine had before", p.PublicIP)
 	}
-	if who, overlaps := j.prefixes.overlapping(p.Prefix); overlaps {
+	if who, overlaps := j.prefixes.Overlapping(p.Prefix); overlaps {
 		return state.Peer{}, fmt.Sprintf("its podCIDR %s overlaps that of node %q, which was there before", p.Prefix, who)
 	}
-	j.prefixes.add(p.Prefix, p.Node)
+	j.prefixes.Add(p.Prefix, p.Node)
 	if p.MAC.IsZero() {
 		return p, ""
 	}
@@ -151,71 +159,5 @@ func (j *judgement) addresses(a applicant) {
 		}
 		j.nodes[addr] = true
 		j.aliases = append(j.aliases, state.Alias{Addr: addr, PublicIP: a.peers[i].PublicIP})
-	}
-}
-
-// claims are prefixes that don't overlap, and who has them.
-type claims struct {
-	// exact has the prefixes, wider what contains one of them, of the lengths
-	// in use.
-	exact, wider map[netip.Prefix]string
-	// lengths are those of all prefixes that may come, by family: one or two in
-	// a cluster whose controller hands them out.
-	lengths [2][]int
-}
-
-// newClaims prepares for these prefixes.
-func newClaims(local []netip.Prefix, others []neighbor) claims {
-	c := claims{exact: make(map[netip.Prefix]string, len(others)), wider: map[netip.Prefix]string{}}
-	for _, p := range local {
-		c.expect(p)
-	}
-	for i := range others {
-		for _, p := range others[i].peers {
-			c.expect(p.Prefix)
-		}
-	}
-	return c
-}
-
-// family is the index of a prefix's in lengths.
-func family(p netip.Prefix) int {
-	if p.Addr().Is4() {
-		return 0
-	}
-	return 1
-}
-
-// expect notes the length of a prefix that may come.
-func (c *claims) expect(p netip.Prefix) {
-	lengths := &c.lengths[family(p)]
-	if !slices.Contains(*lengths, p.Bits()) {
-		*lengths = append(*lengths, p.Bits())
-	}
-}
-
-// overlapping names who has a prefix that overlaps p.
-func (c *claims) overlapping(p netip.Prefix) (who string, overlaps bool) {
-	if who, overlaps = c.wider[p]; overlaps {
-		return who, true
-	}
-	for _, bits := range c.lengths[family(p)] {
-		if bits > p.Bits() {
-			continue
-		}
-		if who, overlaps = c.exact[netip.PrefixFrom(p.Addr(), bits).Masked()]; overlaps {
-			return who, true
-		}
-	}
-	return "", false
-}
-
-// add notes that p, which overlaps none, is who's.
-func (c *claims) add(p netip.Prefix, who string) {
-	c.exact[p] = who
-	for _, bits := range c.lengths[family(p)] {
-		if bits < p.Bits() {
-			c.wider[netip.PrefixFrom(p.Addr(), bits).Masked()] = who
-		}
 	}
 }

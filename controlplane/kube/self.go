@@ -2,7 +2,6 @@ package kube
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -121,7 +120,5 @@ func chooseMAC(chosen, published, offered state.MAC) state.MAC {
 	if chosen = cmp.Or(chosen, published, offered); !chosen.IsZero() {
 		return chosen
 	}
-	_, _ = rand.Read(chosen[:])  // never fails
-	chosen[0] = chosen[0]&^1 | 2 // unicast, locally administered
-	return chosen
+	return state.RandomMAC()
 }

@@ -90,6 +90,13 @@ func (i impatient) After(d time.Duration) <-chan time.Time {
 	return due
 }
 
+// TakeLogs has log take what client-go logs of its own accord, where no call of ours
+// brings a logger along: when it reads a token again, for example. It would go to
+// stderr in a form of its own. For a program to call before its first Open.
+func TakeLogs(log *slog.Logger) {
+	klog.SetLoggerWithOptions(quietLogger(log), klog.ContextualLogger(true))
+}
+
 // quietLogger is a logger for client-go.
 func quietLogger(log *slog.Logger) klog.Logger {
 	return logr.FromSlogHandler(quiet{log.With("part", "client-go").Handler()})

@@ -37,7 +37,7 @@ var Reasons = [weftReasonREASON_COUNT]Reason{
 
 	weftReasonREASON_OUTER_VLAN:            {"outer_vlan", "the outer packet is VLAN-tagged"},
 	weftReasonREASON_OUTER_NOT_FOR_HOST:    {"outer_not_for_host", "the outer frame is not addressed to this host's MAC"},
-	weftReasonREASON_OUTER_ADDRESS:         {"outer_address", "the outer packet is not addressed to this node's public IP"},
+	weftReasonREASON_OUTER_ADDRESS:         {"outer_address", "the outer packet is not addressed to this node's underlay address"},
 	weftReasonREASON_OUTER_OPTIONS:         {"outer_options", "the outer packet has IP options"},
 	weftReasonREASON_OUTER_FRAGMENT:        {"outer_fragment", "the outer packet is a fragment"},
 	weftReasonREASON_OUTER_CHECKSUM:        {"outer_checksum", "the outer IP header checksum is wrong"},

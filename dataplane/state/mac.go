@@ -1,6 +1,7 @@
 package state
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net"
 )
@@ -23,6 +24,14 @@ func ParseMAC(s string) (MAC, error) {
 		return MAC{}, fmt.Errorf("%q is not the address of one device; give a unicast MAC address", s)
 	}
 	return mac, nil
+}
+
+// RandomMAC makes an address of one device, locally administered (IEEE 802).
+func RandomMAC() MAC {
+	var mac MAC
+	_, _ = rand.Read(mac[:]) // never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // IsZero reports whether the address is not set.

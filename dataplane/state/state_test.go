@@ -46,3 +46,17 @@ func TestSortOrdersPeersByPrefix(t *testing.T) {
 		}
 	}
 }
+
+func TestRandomMACIsOneThatADeviceCanHave(t *testing.T) {
+	seen := map[MAC]bool{}
+	for range 1000 {
+		mac := RandomMAC()
+		if mac[0]&3 != 2 {
+			t.Fatalf("%s is not a locally administered address of one device", mac)
+		}
+		if seen[mac] {
+			t.Fatalf("%s came twice", mac)
+		}
+		seen[mac] = true
+	}
+}

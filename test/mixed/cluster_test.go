@@ -62,6 +62,7 @@ func asWeft(l *lab.Lab, text string) string {
 // Flanneld runs at the end as at the beginning.
 func takeTurns(t *testing.T, l *lab.Lab, asFlannel string) {
 	n, begun := l.Node(1), time.Now()
+	defer mustIperf(t, route{l.Pod(3, 1), l.Pod(1, 1)})()
 	published, macs, file := mustPublished(t, n, l), mustOverlayMACs(t, n), mustSubnetFile(t, n)
 	mustLoseNothing(t, l, []route{
 		{l.Pod(1, 1), l.Pod(2, 1)}, {l.Pod(3, 1), l.Pod(1, 1)},

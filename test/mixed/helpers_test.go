@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -388,6 +390,43 @@ func mustLoseNothing(tb testing.TB, l *lab.Lab, routes []route, f func()) {
 	}
 	f()
 }
+
+// mustIperf runs iperf3 between two pods, and returns what ends it and fails if it
+// stood still for half a second or was cut off. What it had to send again is not
+// judged: its count has what TCP sent too early on a busy machine, which that of
+// the streams beside it has not.
+func mustIperf(tb testing.TB, r route) func() {
+	tb.Helper()
+	t, address := lab.T(tb), r.to.Addresses()[0].String()
+	server := t.Start(r.to, "iperf3", "--server", "--bind", address, "--one-off", "--forceflush")
+	must(tb, server.WaitOutput(tb.Context(), "Server listening"))
+	client := t.Start(r.from, "iperf3", "--client", address, "--time", "600", "--bitrate", "50M", "--interval", "0.5", "--format", "k", "--forceflush")
+	must(tb, client.WaitOutput(tb.Context(), "Retr"))
+	return func() {
+		tb.Helper()
+		running := client.Running()
+		must(tb, client.Stop(syscall.SIGTERM))
+		must(tb, server.Stop(syscall.SIGTERM))
+		intervals, resent := iperfInterval.FindAllStringSubmatch(client.Output(), -1), 0
+		intervals = intervals[:max(0, len(intervals)-1)] // the last was cut off
+		for _, words := range intervals {
+			again, err := strconv.Atoi(words[3])
+			must(tb, err)
+			resent += again
+			if words[2] == "0.00" {
+				tb.Errorf("iperf3 %s to %s stood still in its second %s", r.from, r.to, words[1])
+			}
+		}
+		tb.Logf("iperf3 %s to %s: %d half seconds, %d segments sent again", r.from, r.to, len(intervals), resent)
+		if !running || len(intervals) < 4 {
+			tb.Errorf("iperf3 %s to %s, running at the end: %t\n%s", r.from, r.to, running, client.Output())
+		}
+	}
+}
+
+// iperfInterval is a line that iperf3 prints for an interval: its seconds, the rate
+// in kbit/s, and how many segments were sent again.
+var iperfInterval = regexp.MustCompile(`(?m)^\[ *\d+\] +([\d.]+-[\d.]+) +sec +[\d.]+ \w+ +([\d.]+) Kbits/sec +(\d+) +[\d.]+ \w+ *$`)
 
 // mustProbe starts a probe, and returns what ends it and fails if it lost
 // anything.

@@ -12,9 +12,6 @@ package mixed_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/weft-net/weft/test/lab"
@@ -27,50 +24,28 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 // run builds the programs and runs the tests.
 func run(m *testing.M) int {
-	if err := findPeers(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
 	dir, err := os.MkdirTemp("", "weft-mixed")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	weft = filepath.Join(dir, "weft")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", weft, "github.com/weft-net/weft/cmd/weft")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building weft: %v\n%s", err, out)
+	if err := findPrograms(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
 }
 
-// findPeers finds the real programs where WEFT_PEERS says, else has test/peers
-// build them, which is done once.
-func findPeers() error {
-	names := []string{"flanneld", "etcd", "kube-apiserver"}
-	paths := os.Getenv("WEFT_PEERS")
-	if paths == "" {
-		cmd := exec.Command("../peers", names...)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.Output()
-		if err != nil {
-			return fmt.Errorf("test/peers: %w", err)
-		}
-		paths = string(out)
-	}
-	found := map[string]string{}
-	for _, path := range strings.Fields(paths) {
-		found[filepath.Base(path)] = path
-	}
-	for _, name := range names {
-		if found[name] == "" {
-			return fmt.Errorf("WEFT_PEERS has no %s: give it what `test/peers %s` prints", name, strings.Join(names, " "))
-		}
+// findPrograms finds what was built, and builds weft in a directory.
+func findPrograms(dir string) (err error) {
+	found, err := lab.Programs("flanneld", "etcd", "kube-apiserver")
+	if err != nil {
+		return err
 	}
 	flanneld, etcd, apiServer = found["flanneld"], found["etcd"], found["kube-apiserver"]
-	return nil
+	weft, err = lab.BuildWeft(dir)
+	return err
 }
 
 // newLab makes a lab with the programs, and with the rules of kube-proxy.

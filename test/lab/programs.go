@@ -1,0 +1,59 @@
+//go:build linux
+
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Programs finds the real programs that labs are tried with, by name: where the
+// environment's WEFT_PEERS says, else where test/peers has built them, once.
+func Programs(names ...string) (map[string]string, error) {
+	paths := os.Getenv("WEFT_PEERS")
+	if paths == "" {
+		root, err := moduleRoot()
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(filepath.Join(root, "test/peers"), names...)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("test/peers: %w", err)
+		}
+		paths = string(out)
+	}
+	found := map[string]string{}
+	for _, path := range strings.Fields(paths) {
+		found[filepath.Base(path)] = path
+	}
+	for _, name := range names {
+		if found[name] == "" {
+			return nil, fmt.Errorf("WEFT_PEERS has no %s: give it what `test/peers %s` prints", name, strings.Join(names, " "))
+		}
+	}
+	return found, nil
+}
+
+// BuildWeft builds the program under test in a directory, and returns its path.
+func BuildWeft(dir string) (string, error) {
+	path := filepath.Join(dir, "weft")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "github.com/weft-net/weft/cmd/weft")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building weft: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// moduleRoot is the directory of go.mod.
+func moduleRoot() (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("finding the module's directory: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
