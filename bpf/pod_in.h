@@ -88,15 +88,17 @@ static __always_inline enum reason find_next_hop(struct __sk_buff *skb, const st
 	return take_next_hop(d, known);
 }
 
-/* What is asked of single packets, which are encapsulated here. */
+/* What is asked of single packets, which are encapsulated here. Aggregates of UDP
+ * take the stack, and the rest of their flow with them; those of TCP come here. */
 static __always_inline enum reason may_be_encapsulated(struct __sk_buff *skb,
 						       const struct peer_state *state,
-						       const struct witness *w, __u64 now)
+						       const struct segment *segment, __u32 hash,
+						       __u64 now)
 {
 	enum reason reason;
 
-	if (w->as.protocol == IPPROTO_UDP &&
-	    (reason = no_aggregate(skb, &tx_aggregates, w->hash, now)))
+	if (segment->flow.protocol == IPPROTO_UDP &&
+	    (reason = no_aggregate(skb, &tx_aggregates, hash, now)))
 		return reason;
 	/* The stack gets it; overlay_out then leaves it to the kernel. */
 	if (since(state->tx_proven, now) > PROOF_LIFE || !state->tx_proven)
@@ -121,7 +123,7 @@ static __always_inline enum reason may_depart(struct __sk_buff *skb, const struc
 	if ((reason = switched_on(rt, d->state, OFF_BASE | OFF_EXPRESS)) ||
 	    (reason = express_on(rt, d->state, pulse, now)))
 		return reason;
-	if (!skb->gso_size && (reason = may_be_encapsulated(skb, d->state, w, now)))
+	if (!skb->gso_size && (reason = may_be_encapsulated(skb, d->state, segment, w->hash, now)))
 		return reason;
 	if (!sent_by_owner(skb, &d->frame))
 		return REASON_POD_SENDER;

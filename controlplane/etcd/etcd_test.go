@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/test/lab"
+
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -55,16 +57,10 @@ var shared struct {
 }
 
 // etcdProgram is where etcd is; `test/peers` builds it if need be.
-var etcdProgram = sync.OnceValues(func() (string, error) { return peerProgram("etcd") })
-
-// peerProgram asks for one of the programs that weft is tried with.
-func peerProgram(name string) (string, error) {
-	out, err := exec.Command("../../test/peers", name).Output()
-	if err != nil {
-		return "", fmt.Errorf("test/peers %s: %w", name, err)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
+var etcdProgram = sync.OnceValues(func() (string, error) {
+	found, err := lab.Programs("etcd")
+	return found["etcd"], err
+})
 
 // server is an etcd.
 type server struct {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/weft-net/weft/test/lab"
+
 	"github.com/weft-net/weft/dataplane/state"
 	"github.com/weft-net/weft/test/netns"
 )
@@ -47,11 +49,11 @@ func mustHost(tb testing.TB, s *server) *host {
 // flanneld runs one there until stop is called, and waits for its subnet.env.
 func (h *host) flanneld(tb testing.TB, prefix string) (stop func(), log *bytes.Buffer) {
 	tb.Helper()
-	program, err := peerProgram("flanneld")
+	found, err := lab.Programs("flanneld")
 	must(tb, err)
 	ctx, cancel := context.WithCancel(context.Background()) // kills it: asked to stop, it does not always
 	log = &bytes.Buffer{}
-	cmd := exec.CommandContext(ctx, program, "--etcd-endpoints", "http://127.0.0.1:2379", "--etcd-prefix", prefix,
+	cmd := exec.CommandContext(ctx, found["flanneld"], "--etcd-endpoints", "http://127.0.0.1:2379", "--etcd-prefix", prefix,
 		"--iface", "eth0", "--subnet-file", h.env, "--iptables-forward-rules=false")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the thread that starts it

@@ -20,10 +20,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/weft-net/weft/test/lab"
 )
 
 // cluster is a real API server with its etcd, on loopback. All tests share it.
@@ -59,7 +60,7 @@ func withCluster(f func() int) (status int, err error) {
 	}
 	defer os.RemoveAll(dir)
 	c := &cluster{dir: dir}
-	if c.programs, err = findPrograms("kube-apiserver", "etcd"); err != nil {
+	if c.programs, err = lab.Programs("kube-apiserver", "etcd"); err != nil {
 		return 1, err
 	}
 	c.admin = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
@@ -71,31 +72,6 @@ func withCluster(f func() int) (status int, err error) {
 	}
 	shared = c
 	return f(), nil
-}
-
-// findPrograms finds programs where WEFT_PEERS says, else has test/peers build
-// them, which is done once.
-func findPrograms(names ...string) (map[string]string, error) {
-	paths := os.Getenv("WEFT_PEERS")
-	if paths == "" {
-		cmd := exec.Command("../../test/peers", names...)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.Output()
-		if err != nil {
-			return nil, fmt.Errorf("test/peers: %w", err)
-		}
-		paths = string(out)
-	}
-	found := map[string]string{}
-	for _, path := range strings.Fields(paths) {
-		found[filepath.Base(path)] = path
-	}
-	for _, name := range names {
-		if found[name] == "" {
-			return nil, fmt.Errorf("WEFT_PEERS has no %s", name)
-		}
-	}
-	return found, nil
 }
 
 // file is a path in the cluster's directory.

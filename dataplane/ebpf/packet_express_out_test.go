@@ -94,7 +94,7 @@ func TestAggregatesLeaveByExpress(t *testing.T) {
 			n.witness(flows.sent, func(w *weftWitness) { w.Mark, w.Priority, w.Hash = 0x4000, 6, 0xcafef00d })
 			w, _ := n.witnessOf(flows.sent)
 			in := fromPod(flows.sent, segments*size-5).bytes(t)
-			got := n.run(podIn, in, aggregate(segments, size))
+			got := n.runProgram(n.tellingTwin(podIn, 0), podIn, in, 0, aggregate(segments, size))
 			load := uint64(segments*podMTU - 5)
 			packetCase{verdict: redirected, counted: sent(blueIP, "express", segments, load)}.check(t, in, got)
 
@@ -105,6 +105,9 @@ func TestAggregatesLeaveByExpress(t *testing.T) {
 			}
 			if got.skb.Mark != w.Mark || got.skb.Priority != w.Priority || got.skb.GSOSize != size {
 				t.Errorf("left with mark %#x, priority %#x and segments of %d bytes", got.skb.Mark, got.skb.Priority, got.skb.GSOSize)
+			}
+			if got.skb.CB[4] != 0xc000 {
+				t.Errorf("left with index %#x: overlay_out will not know it", got.skb.CB[4])
 			}
 		})
 	}

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,24 +20,7 @@ import (
 // weft is the program under test, built once for all tests.
 var weft string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-// run builds the program and runs the tests.
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "weft-datapath")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	weft = filepath.Join(dir, "weft")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", weft, "github.com/weft-net/weft/cmd/weft")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building weft: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(lab.WithWeft(m, func(path string) { weft = path })) }
 
 // newLab makes a lab whose nodes run the program under test; all are Weft
 // nodes unless opts says otherwise.

@@ -33,30 +33,12 @@ import (
 // The program under test, built once for all tests, and those it is tried with.
 var weft, flanneld, etcd string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-// run builds the programs and runs the tests.
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "weft-docker")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := findPrograms(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-// findPrograms finds what was built, and builds weft in a directory.
-func findPrograms(dir string) (err error) {
+func TestMain(m *testing.M) {
 	found, err := lab.Programs("flanneld", "etcd")
 	if err != nil {
-		return err
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	flanneld, etcd = found["flanneld"], found["etcd"]
-	weft, err = lab.BuildWeft(dir)
-	return err
+	os.Exit(lab.WithWeft(m, func(path string) { weft = path }))
 }

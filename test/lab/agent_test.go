@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,9 +15,9 @@ import (
 // weft builds the weft program.
 func weft(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "weft")
-	if out, err := exec.Command("go", "build", "-o", path, "../../cmd/weft").CombinedOutput(); err != nil {
-		t.Fatalf("building weft: %v\n%s", err, out)
+	path, err := buildWeft(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }

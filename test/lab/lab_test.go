@@ -246,10 +246,22 @@ func machine(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	if labs, err := Names(); err == nil && len(labs) == 0 && len(names) == 0 {
-		found["mounts"] = output("cat", "/proc/self/mounts")
+		found["mounts"] = withoutTests(output("cat", "/proc/self/mounts"))
 		found["directories"] = output("find", "/run", "/var/lib", "-maxdepth", "1")
 	}
 	return found
+}
+
+// withoutTests leaves out the mounts that tests of other packages have in
+// directories of their own (testing.T.TempDir): a lab has none there.
+func withoutTests(mounts string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(mounts) {
+		if !strings.Contains(line, " "+os.TempDir()+"/Test") {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
 }
 
 // inside lists the processes in the namespaces of a lab.

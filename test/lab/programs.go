@@ -39,8 +39,26 @@ func Programs(names ...string) (map[string]string, error) {
 	return found, nil
 }
 
-// BuildWeft builds the program under test in a directory, and returns its path.
-func BuildWeft(dir string) (string, error) {
+// WithWeft builds the program under test, tells its path, runs tests and takes it
+// away again: for TestMain. It returns the tests' exit status, 1 if there is no program.
+func WithWeft(m interface{ Run() int }, tell func(weft string)) (status int) {
+	dir, err := os.MkdirTemp("", "weft-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	weft, err := buildWeft(dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	tell(weft)
+	return m.Run()
+}
+
+// buildWeft builds the program under test in a directory, and returns its path.
+func buildWeft(dir string) (string, error) {
 	path := filepath.Join(dir, "weft")
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "github.com/weft-net/weft/cmd/weft")
 	if out, err := build.CombinedOutput(); err != nil {
