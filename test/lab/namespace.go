@@ -8,10 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/test/netns"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 
 // newNamespace makes a network namespace that is held open by its name.
 func newNamespace(name string) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("making network namespace %s: %w", name, err)
 		}
@@ -88,7 +89,7 @@ func removeNamespace(path string) error {
 
 // inNamespace runs f on a thread inside the named network namespace.
 func inNamespace(name string, f func() error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		ns, err := os.Open(filepath.Join(netnsDir, name))
 		if err != nil {
 			return err
@@ -99,20 +100,4 @@ func inNamespace(name string, f func() error) error {
 		}
 		return f()
 	})
-}
-
-// errGoexit tells that f left its thread by runtime.Goexit (t.Fatal).
-var errGoexit = errors.New("the function left its namespace thread by Goexit (do not call Fatal there; return an error)")
-
-// onThread runs f on a locked thread that is thrown away afterwards, so that
-// no namespace can leak into another goroutine.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		err := errGoexit
-		defer func() { done <- err }()
-		err = f()
-	}()
-	return <-done
 }

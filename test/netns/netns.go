@@ -26,7 +26,7 @@ func New(tb testing.TB) *NS {
 	tb.Helper()
 	RequireRoot(tb)
 	var ns NS
-	err := onThread(func() error {
+	err := OnThread(func() error {
 		h, err := netns.New()
 		ns.handle = h
 		return err
@@ -61,7 +61,7 @@ func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), 
 // Do runs f on a thread inside the namespace. Goroutines and processes that f
 // starts: processes inherit the namespace, goroutines do not.
 func (ns *NS) Do(f func() error) error {
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("entering network namespace: %w", err)
 		}
@@ -80,14 +80,20 @@ func (ns *NS) MustDo(tb testing.TB, f func() error) {
 // errGoexit tells that f left its thread by runtime.Goexit (t.Fatal).
 var errGoexit = errors.New("the function left its namespace thread by Goexit (do not call Fatal there; return an error)")
 
-// onThread runs f on a locked thread that is thrown away afterwards, so that
-// no namespace can leak into another goroutine.
-func onThread(f func() error) error {
+// OnThread runs f on a locked thread that is thrown away afterwards, so that
+// no namespace can leak into another goroutine. The process' main thread can't be
+// thrown away, and what it is in the process is in: it is passed over.
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
 		err := errGoexit
 		defer func() { done <- err }()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			err = OnThread(f) // on another one, since this is taken
+			return
+		}
 		err = f()
 	}()
 	return <-done
