@@ -79,6 +79,12 @@ test: ## Run all tests that need no cluster; as root, none may be skipped (PACKA
 interop: ## Run tests on kernels 6.1 and 6.12 too, and among stock flannel nodes (root; KERNELS=, PACKAGES=)
 	test/interop
 
+.PHONY: e2e
+e2e: ## Use weft on real Kubernetes clusters in namespaces (root; RUN=pattern of test names)
+	test/prerequisites cluster
+	export WEFT_REQUIRE_ROOT=1
+	go test -tags e2e -count=1 -timeout 15m -v -run '$(or $(RUN),.)' ./test/e2e
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) check-format ## Find faults in the Go sources and in the layout of all
 	$(GOLANGCI_LINT) run

@@ -1,0 +1,206 @@
+//go:build linux
+
+// Package cluster builds a real Kubernetes cluster out of namespaces on one machine:
+// the nodes and the underlay of test/lab, and in them etcd, kube-apiserver,
+// kube-controller-manager and kube-scheduler (in the underlay), containerd, kubelet
+// and kube-proxy (in every node). weft runs as a DaemonSet. Images are built here and
+// imported; no registry and no engine is needed.
+//
+//	underlay 192.0.2.1: etcd, kube-apiserver, kube-controller-manager, kube-scheduler
+//	   |
+//	   +-- n1 192.0.2.11, n2 .12, n3 .13: containerd, kubelet, kube-proxy;
+//	       pods: weft (of the host's network), and others on cni0
+//
+// What the machine has is left alone: all of a node lies in its own /run, /etc and
+// /var are overlays with that as their upper layer, its processes are of a PID
+// namespace that ends with them, and it has control groups of its own.
+package cluster
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/test/lab"
+)
+
+// Options say what a cluster looks like.
+type Options struct {
+	// Nodes is the number of nodes, 3 by default.
+	Nodes int
+	// ProxyMode is kube-proxy's: iptables (the default) or nftables.
+	ProxyMode string
+	// Log gets a line for every step of building, if set.
+	Log io.Writer
+}
+
+// Cluster is one that is up, until Close.
+type Cluster struct {
+	Options Options
+	Lab     *lab.Lab
+	Nodes   []*Node
+
+	programs map[string]string
+	// Kubeconfig is the path of the administrator's.
+	Kubeconfig string
+}
+
+// programs are those of test/peers that a cluster needs.
+var programs = []string{
+	"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl",
+}
+
+// New builds a cluster with weft as its network, and waits until the nodes are
+// Ready and weft runs on all of them. When that fails nothing is left of it.
+func New(ctx context.Context, o Options) (_ *Cluster, err error) {
+	if o.Nodes == 0 {
+		o.Nodes = 3
+	}
+	if o.ProxyMode == "" {
+		o.ProxyMode = "iptables"
+	}
+	c := &Cluster{Options: o}
+	if c.programs, err = lab.Programs(programs...); err != nil {
+		return nil, err
+	}
+	if c.Lab, err = lab.New(ctx, lab.Options{Nodes: o.Nodes, Pods: lab.NoPods}); err != nil {
+		return nil, err
+	}
+	if err := c.build(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("building the cluster: %w", err), c.Close())
+	}
+	return c, nil
+}
+
+// build makes the cluster, each step leaning on those before it.
+func (c *Cluster) build(ctx context.Context) error {
+	c.logf("images")
+	if err := errors.Join(buildPodImage(c.Lab.Directory()), buildWeftImage(c.Lab.Directory())); err != nil {
+		return err
+	}
+	c.logf("control plane")
+	if err := c.startControlPlane(ctx); err != nil {
+		return err
+	}
+	for _, n := range c.Lab.Nodes {
+		c.Nodes = append(c.Nodes, &Node{Node: n, cluster: c})
+	}
+	for _, n := range c.Nodes {
+		c.logf("node %s", n)
+		if err := n.start(ctx); err != nil {
+			return err
+		}
+	}
+	for _, n := range c.Nodes {
+		if err := n.writeCNIConfig(ctx); err != nil {
+			return err
+		}
+	}
+	c.logf("weft")
+	if err := c.Apply(ctx, weftManifest); err != nil {
+		return err
+	}
+	for _, wait := range []string{
+		"-n kube-flannel rollout status daemonset/weft --timeout=120s",
+		"wait --for=condition=Ready node --all --timeout=60s",
+	} {
+		if _, err := c.Kubectl(ctx, strings.Fields(wait)...); err != nil {
+			return fmt.Errorf("%w\n%s", err, c.Story(ctx))
+		}
+	}
+	return nil
+}
+
+// weftManifest runs weft with the rights that it needs, and no others.
+//
+//go:embed weft.yaml
+var weftManifest string
+
+// startControlPlane starts what decides, in the underlay.
+func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
+	if c.Lab.Kube, err = c.Lab.StartKube(ctx, c.programs["kube-apiserver"], c.programs["etcd"]); err != nil {
+		return err
+	}
+	kubeconfig, err := c.Lab.Kube.Kubeconfig(c.Lab.Kube.URL, lab.AdminToken)
+	if err != nil {
+		return err
+	}
+	c.Kubeconfig = c.file(kubeconfigFile)
+	if err := os.WriteFile(c.Kubeconfig, []byte(kubeconfig), 0o600); err != nil {
+		return err
+	}
+	_, err = c.Lab.Underlay.Start(c.programs["kube-controller-manager"],
+		"--kubeconfig", c.Kubeconfig, "--leader-elect=false", "--bind-address", "127.0.0.1",
+		"--allocate-node-cidrs", "--cluster-cidr", podNetwork, "--service-cluster-ip-range", lab.ServiceNetwork.String(),
+		"--service-account-private-key-file", c.file("service-accounts.key"),
+		"--root-ca-file", c.file("certificates/apiserver.crt"))
+	if err != nil {
+		return err
+	}
+	_, err = c.Lab.Underlay.Start(c.programs["kube-scheduler"],
+		"--kubeconfig", c.Kubeconfig, "--leader-elect=false", "--bind-address", "127.0.0.1")
+	return err
+}
+
+// kubeconfigFile is the name of the administrator's kubeconfig.
+const kubeconfigFile = "admin.kubeconfig"
+
+// podNetwork is where all pods have their addresses.
+const podNetwork = "10.244.0.0/16"
+
+// file is the path of one of the cluster's files, which go with it.
+func (c *Cluster) file(name string) string { return filepath.Join(c.Lab.Directory(), name) }
+
+// Kubectl runs kubectl as the administrator and returns what it printed.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return c.Lab.Underlay.Output(ctx, append([]string{c.programs["kubectl"], "--kubeconfig", c.Kubeconfig}, args...)...)
+}
+
+// Apply applies manifests. The API server makes some things of a namespace a moment
+// after the namespace.
+func (c *Cluster) Apply(ctx context.Context, manifests string) error {
+	path := c.file("apply.yaml")
+	if err := os.WriteFile(path, []byte(manifests), 0o600); err != nil {
+		return err
+	}
+	_, err := c.Kubectl(ctx, "apply", "-f", path)
+	return err
+}
+
+// Story is what an operator would look at first when something is wrong.
+func (c *Cluster) Story(ctx context.Context) string {
+	var b strings.Builder
+	for _, question := range []string{
+		"get nodes,pods -A -o wide",
+		"get events -A",
+		"-n kube-flannel logs daemonset/weft --tail=40",
+	} {
+		out, err := c.Kubectl(ctx, strings.Fields(question)...)
+		fmt.Fprintf(&b, "kubectl %s\n%s", question, out)
+		if err != nil {
+			fmt.Fprintln(&b, err)
+		}
+	}
+	return b.String()
+}
+
+// Close takes everything away.
+func (c *Cluster) Close() error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, n.stop())
+	}
+	return errors.Join(append(errs, c.Lab.Close())...)
+}
+
+func (c *Cluster) logf(format string, args ...any) {
+	if c.Options.Log != nil {
+		fmt.Fprintf(c.Options.Log, time.Now().Format("15:04:05 ")+format+"\n", args...)
+	}
+}

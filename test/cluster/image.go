@@ -1,0 +1,191 @@
+//go:build linux
+
+package cluster
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// Names of the images that nodes have. There is no registry: they are imported.
+const (
+	PodImage  = "weft.test/pod:1"
+	WeftImage = "weft.test/weft:1"
+)
+
+// writeImage writes an image of one layer as `docker save` does, which containerd
+// imports (https://github.com/moby/docker-image-spec, "Combined Image JSON +
+// Filesystem Changeset Format").
+func writeImage(path, name string, entrypoint []string, layer []byte) error {
+	layerSum := sum(layer)
+	config, err := json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": map[string]any{"Entrypoint": entrypoint, "Env": []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + layerSum}},
+	})
+	if err != nil {
+		return err
+	}
+	manifest, err := json.Marshal([]map[string]any{{
+		"Config": sum(config) + ".json", "RepoTags": []string{name}, "Layers": []string{layerSum + ".tar"},
+	}})
+	if err != nil {
+		return err
+	}
+	archive := newLayer()
+	archive.add(sum(config)+".json", 0o644, config)
+	archive.add(layerSum+".tar", 0o644, layer)
+	archive.add("manifest.json", 0o644, manifest)
+	content, err := archive.bytes()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, content, 0o644)
+}
+
+func sum(content []byte) string {
+	s := sha256.Sum256(content)
+	return hex.EncodeToString(s[:])
+}
+
+// layer collects files as a tar.
+type layer struct {
+	buffer bytes.Buffer
+	tar    *tar.Writer
+	err    error // the first
+}
+
+func newLayer() *layer {
+	l := &layer{}
+	l.tar = tar.NewWriter(&l.buffer)
+	return l
+}
+
+func (l *layer) header(h *tar.Header) {
+	if l.err == nil {
+		l.err = l.tar.WriteHeader(h)
+	}
+}
+
+func (l *layer) add(name string, mode int64, content []byte) {
+	l.header(&tar.Header{Name: name, Mode: mode, Size: int64(len(content))})
+	if l.err == nil {
+		_, l.err = l.tar.Write(content)
+	}
+}
+
+func (l *layer) link(name, target string) {
+	l.header(&tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777})
+}
+
+func (l *layer) directory(name string) {
+	l.header(&tar.Header{Name: name + "/", Typeflag: tar.TypeDir, Mode: 0o755})
+}
+
+// copy adds a file of the machine's, under the same or another name.
+func (l *layer) copy(path, name string) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		l.err = errors.Join(l.err, err)
+		return
+	}
+	l.add(strings.TrimPrefix(name, "/"), 0o755, content)
+}
+
+func (l *layer) bytes() ([]byte, error) {
+	err := errors.Join(l.err, l.tar.Close())
+	return l.buffer.Bytes(), err
+}
+
+// buildPodImage builds what pods run.
+func buildPodImage(dir string) error {
+	program := filepath.Join(dir, "pod")
+	if err := goBuild(program, "github.com/weft-net/weft/test/cluster/pod"); err != nil {
+		return err
+	}
+	l := newLayer()
+	l.copy(program, "pod")
+	content, err := l.bytes()
+	if err != nil {
+		return err
+	}
+	return writeImage(filepath.Join(dir, "pod.tar"), PodImage, []string{"/pod"}, content)
+}
+
+// buildWeftImage puts weft into an image with this machine's iptables and nft.
+func buildWeftImage(dir string) error {
+	program := filepath.Join(dir, "weft")
+	if err := goBuild(program, "github.com/weft-net/weft/cmd/weft"); err != nil {
+		return err
+	}
+	l := newLayer()
+	for _, name := range []string{"tmp", "run", "etc", "var", "var/lib"} {
+		l.directory(name)
+	}
+	l.copy(program, "usr/bin/weft")
+	tools := []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/nft"}
+	for _, tool := range tools {
+		l.copy(tool, tool)
+	}
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, name := range []string{family, family + "-save", family + "-restore"} {
+			l.link("usr/sbin/"+name, "xtables-nft-multi")
+		}
+	}
+	libraries, err := librariesOf(tools)
+	if err != nil {
+		return err
+	}
+	extensions, err := filepath.Glob("/usr/lib/*/xtables/*.so")
+	if err != nil {
+		return err
+	}
+	for _, library := range slices.Concat(libraries, extensions) {
+		l.copy(library, library)
+	}
+	content, err := l.bytes()
+	if err != nil {
+		return err
+	}
+	return writeImage(filepath.Join(dir, "weft.tar"), WeftImage, []string{"/usr/bin/weft"}, content)
+}
+
+// librariesOf lists the shared libraries that programs load, and their loader.
+func librariesOf(programs []string) ([]string, error) {
+	out, err := exec.Command("ldd", programs...).Output()
+	if err != nil {
+		return nil, fmt.Errorf("ldd %s: %w", strings.Join(programs, " "), err)
+	}
+	var all []string
+	for word := range strings.FieldsSeq(string(out)) {
+		if _, err := os.Stat(word); strings.HasPrefix(word, "/") && err == nil {
+			all = append(all, word)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// goBuild builds a program that needs no shared library.
+func goBuild(path, pkg string) error {
+	build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-o", path, pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+//go:build linux && e2e
+
+// Package e2e_test uses weft as its users do, on real Kubernetes clusters
+// (test/cluster).
+package e2e_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/test/cluster"
+	"github.com/weft-net/weft/test/lab"
+	"github.com/weft-net/weft/test/netns"
+)
+
+// suite is a cluster with a pod on each node.
+type suite struct {
+	*cluster.Cluster
+	pods []pod
+}
+
+// pod is one of the DaemonSet of pods.yaml, on the node of the same index.
+type pod struct {
+	name, ip string
+	node     *cluster.Node
+}
+
+// newSuite builds a cluster that lives as long as the test.
+func newSuite(t *testing.T, proxyMode string) *suite {
+	t.Helper()
+	netns.RequireRoot(t)
+	c, err := cluster.New(t.Context(), cluster.Options{ProxyMode: proxyMode, Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &suite{Cluster: c}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.Story(context.Background()))
+		}
+		if err := c.Close(); err != nil {
+			t.Errorf("removing the cluster: %v", err)
+		}
+	})
+	must(t, c.Apply(t.Context(), podsManifest))
+	s.kubectl(t, "rollout status daemonset/pods --timeout=120s")
+	for _, n := range c.Nodes {
+		said := strings.Fields(s.kubectl(t, "get pods -l app=pods --field-selector spec.nodeName="+n.String()+
+			" -o jsonpath={.items[*]['metadata.name','status.podIP']}"))
+		if len(said) != 2 {
+			t.Fatalf("pods of node %s: %q, want one, with its address", n, said)
+		}
+		s.pods = append(s.pods, pod{name: said[0], ip: said[1], node: n})
+	}
+	return s
+}
+
+// kubectl runs kubectl, its arguments split at blanks.
+func (s *suite) kubectl(t *testing.T, args string) string {
+	t.Helper()
+	out, err := s.Kubectl(t.Context(), strings.Fields(args)...)
+	must(t, err)
+	return out
+}
+
+// clusterIP is the address of a Service.
+func (s *suite) clusterIP(t *testing.T, service string) string {
+	t.Helper()
+	return s.kubectl(t, "get service "+service+" -o jsonpath={.spec.clusterIP}")
+}
+
+// ask has a pod do something (see test/cluster/pod), and returns what came of it. The
+// question comes from the pod's own node: host to pod.
+func (s *suite) ask(p pod, what, to string, count int) (string, error) {
+	return get(&p.node.Space, net.JoinHostPort(p.ip, "8080"), what, url.Values{"to": {to}, "count": {strconv.Itoa(count)}})
+}
+
+// get gets a page from somewhere.
+func get(from *lab.Space, server, page string, values url.Values) (string, error) {
+	client := from.HTTP()
+	client.Timeout = 60 * time.Second
+	answer, err := client.Get("http://" + server + "/" + page + "?" + values.Encode())
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = &answerError{status: answer.Status, said: string(text)}
+	}
+	return string(text), err
+}
+
+// answerError is an answer that is none.
+type answerError struct{ status, said string }
+
+func (e *answerError) Error() string { return e.status + ": " + e.said }
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
