@@ -42,6 +42,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	// For the same reason: weft turns router advertisements off on flannel.1.
+	if err := n.Sysctl("net/ipv6/conf/default/accept_ra", "0"); err != nil {
+		return err
+	}
 	if err := makeGroups(n.group()); err != nil {
 		return err
 	}
