@@ -88,7 +88,7 @@ func (s *suite) service(t *testing.T) {
 func (s *suite) mustAllAnswer(t *testing.T, who string, ask func() (string, error)) {
 	t.Helper()
 	seen := map[string]int{}
-	for range 100 {
+	for range 1000 { // kube-proxy hears of a pod some seconds later
 		said, err := ask()
 		if err != nil {
 			t.Errorf("%s: %v", who, err)
@@ -100,7 +100,7 @@ func (s *suite) mustAllAnswer(t *testing.T, who string, ask func() (string, erro
 			return
 		}
 	}
-	t.Errorf("%s: of 100 answers so many came from each pod: %v, want all of %d", who, seen, len(s.pods))
+	t.Errorf("%s: of 1000 answers so many came from each pod: %v, want all of %d", who, seen, len(s.pods))
 }
 
 // nodePort asks every node from outside; it may forward to pods of other nodes.
@@ -133,11 +133,15 @@ func (s *suite) mustBeOwn(t *testing.T, port string) {
 // hairpin asks a Service from the pods behind it, which has to lead some of them back
 // to themselves.
 func (s *suite) hairpin(t *testing.T) {
+	to := net.JoinHostPort(s.clusterIP(t, "any"), "80")
 	for _, p := range s.pods {
-		to := net.JoinHostPort(p.node.IP.String(), "30081") // its node's own pod
-		if said, err := s.ask(p, "fetch", to, 0); err != nil || !strings.HasPrefix(said, p.name+" ") {
-			t.Errorf("%s to itself by %s: %q, %v", p.name, to, said, err)
-		}
+		lab.T(t).Eventually(20*time.Second, func() error {
+			said, err := s.ask(p, "fetch", to, 0)
+			if err == nil && !strings.HasPrefix(said, p.name+" ") {
+				err = fmt.Errorf("%s to %s: %q, not yet itself", p.name, to, said)
+			}
+			return err
+		})
 	}
 }
 
