@@ -41,6 +41,23 @@ static __always_inline enum reason find_pod(struct __sk_buff *skb, const struct 
 	return REASON_NONE;
 }
 
+/* Whether a packet of a witnessed flow may go past the stack. */
+static __always_inline enum reason judge(struct __sk_buff *skb, const struct in_force *rt,
+					 const struct pulse *pulse, const struct iphdr *ip,
+					 struct witness *w, struct delivery *d,
+					 struct endpoint **pod, __u64 now)
+{
+	enum reason reason;
+
+	if ((reason = find_pod(skb, ip, w, d, pod)))
+		return reason;
+	if (!*pod)
+		return REASON_POD_UNKNOWN; /* can't be; for the verifier */
+	if ((reason = still_witnessed(w, pulse, (*pod)->veth, now)))
+		return reason;
+	return still_tracked(skb, rt, &d->segment, w, &d->as, now);
+}
+
 /* offset is where the inner IP packet starts. REASON_FLOW_ORDER means that the
  * packet may be delivered once those before it are: it has a number. */
 static __always_inline enum reason may_deliver(struct __sk_buff *skb, const struct in_force *rt,
@@ -59,16 +76,11 @@ static __always_inline enum reason may_deliver(struct __sk_buff *skb, const stru
 	reason = parse_segment(skb, offset, ip, t, &d->segment);
 	if (reason == REASON_FLOW_CONTROL)
 		forget_tracked(&d->segment.flow);
-	if (reason)
+	if (reason && reason != REASON_AGGREGATE)
 		return reason;
 	if (!(w = bpf_map_lookup_elem(&witnesses, &d->segment.flow)))
-		return REASON_FLOW_UNWITNESSED;
-	if ((reason = find_pod(skb, ip, w, d, &pod)))
-		return reason;
-	if (!pod)
-		return REASON_POD_UNKNOWN; /* can't be; for the verifier */
-	if ((reason = still_witnessed(w, pulse, pod->veth, now)) ||
-	    (reason = still_tracked(skb, rt, &d->segment, w, &d->as, now))) {
+		return reason ? reason : REASON_FLOW_UNWITNESSED;
+	if (reason || (reason = judge(skb, rt, pulse, ip, w, d, &pod, now))) {
 		draw_number(w);
 		return reason;
 	}

@@ -16,7 +16,11 @@
  * the line is over.
  *
  * A flow whose packets come faster than the backlog is emptied stays in line,
- * past the stack all the same, until a pause. */
+ * past the stack all the same, until a pause.
+ *
+ * What the VXLAN driver has stripped comes in lists, of which the programs see all
+ * packets before the stack gets any (__netif_receive_skb_list_core): it waits twice
+ * as well, to be behind those of its own list. */
 
 #define LAPS_SHIFT 16
 

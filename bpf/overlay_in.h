@@ -77,9 +77,8 @@ static __always_inline int arrived(struct __sk_buff *skb, const struct in_force 
 	/* Of all else uplink_in has counted why it did not take it. */
 	if (skb->gso_size && reason != EXPRESS_OFF)
 		pass(reason);
-	/* It has waited once, for the VXLAN driver to strip it. */
 	if (delivery.turn)
-		return wait_in_line(skb, rt, rt->overlay, place_in_line(delivery.turn, 0));
+		return wait_in_line(skb, rt, rt->overlay, place_in_line(delivery.turn, 1));
 	stamp_untouched(skb, &frame->ip);
 	return PASS;
 }

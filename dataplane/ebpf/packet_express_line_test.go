@@ -28,11 +28,11 @@ func (n *node) again(from outcome, with ...func(*skBuff)) outcome {
 }
 
 // mustLeaveLine takes a packet that has just got its place in line through it.
-func (n *node) mustLeaveLine(t *testing.T, first outcome) outcome {
+func (n *node) mustLeaveLine(t *testing.T, first outcome, with ...func(*skBuff)) outcome {
 	t.Helper()
-	second := n.again(first)
+	second := n.again(first, with...)
 	n.mustStandInLine(t, first.packet, second, first.skb.CB[2]-lapBit)
-	last := n.again(second)
+	last := n.again(second, with...)
 	if len(second.paths)+len(second.passed)+len(last.paths)+len(last.passed) > 0 {
 		t.Errorf("counted on the way: %v %v, then %v %v", second.paths, second.passed, last.paths, last.passed)
 	}
@@ -95,9 +95,8 @@ func TestPacketsBehindOneInTheStackStandInLine(t *testing.T) {
 		frame := blueTCP.packet(blueMAC, ourMAC, 100).bytes(t)
 		first := n.toOverlay(established(these(blueTCP), inLine(blueTCP, 7)), frame)
 		packetCase{verdict: redirected, counted: received(blueIP, "express", 1, 152)}.check(t, frame, first)
-		n.mustStandInLine(t, frame, first, 8)
-		got := n.again(first)
-		mustBeDelivered(t, frame, got, blueTCP.as(), 0)
+		n.mustStandInLine(t, frame, first, lapBit|8)
+		mustBeDelivered(t, frame, n.mustLeaveLine(t, first), blueTCP.as(), 0)
 		if turn := n.turn(blueTCP); turn != 0 {
 			t.Errorf("it left the line, and its last number is %d", turn)
 		}
@@ -107,8 +106,8 @@ func TestPacketsBehindOneInTheStackStandInLine(t *testing.T) {
 		frame := blueTCP.packet(blueMAC, ourMAC, 100).bytes(t)
 		first := n.toOverlay(established(these(blueTCP), inLine(blueTCP, 7)), frame, aggregate(2, 60))
 		packetCase{verdict: redirected, reason: weftReasonREASON_FLOW_ORDER, counted: received(blueIP, "express", 2, 204)}.check(t, frame, first)
-		n.mustStandInLine(t, frame, first, 8)
-		got := n.again(first, aggregate(2, 60))
+		n.mustStandInLine(t, frame, first, lapBit|8)
+		got := n.mustLeaveLine(t, first, aggregate(2, 60))
 		mustBeDelivered(t, frame, got, blueTCP.as(), 0)
 		if got.skb.GSOSize != 60 || got.skb.GSOSegs != 2 {
 			t.Errorf("an aggregate of %d segments of %d bytes came out, want 2 of 60", got.skb.GSOSegs, got.skb.GSOSize)
@@ -214,6 +213,20 @@ func TestPacketsForTheStackDrawNumbers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("an aggregate of UDP", func(t *testing.T) {
+		n.tb = t
+		n.toOverlay(established(these(blueUDP)), blueUDP.packet(blueMAC, ourMAC, 100).bytes(t), aggregate(2, 50))
+		if turn := n.turn(blueUDP); turn != 1 {
+			t.Errorf("the last number is %d, want 1", turn)
+		}
+	})
+	t.Run("too long for the pod", func(t *testing.T) {
+		n.tb = t
+		n.toOverlay(established(these(blueUDP)), blueUDP.packet(blueMAC, ourMAC, podMTU).bytes(t))
+		if turn := n.turn(blueUDP); turn != 1 {
+			t.Errorf("the last number is %d, want 1", turn)
+		}
+	})
 	t.Run("the line outlives a new look at the flow", func(t *testing.T) {
 		n.tb = t
 		n.reset()

@@ -264,6 +264,9 @@ func TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed(t *testing.T) {
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustQueueArrivals(lt, l.Node(2), 1)
 			mustRideBase(lt, r)
+			for _, n := range l.Nodes {
+				mustWeft(t, n, "accel", "off", "express")
+			}
 			var accelerated sequenceSeen
 			for range tries {
 				accelerated = mustRenewUnderBursts(lt, r, l.Node(2), l.Node(1))
@@ -282,22 +285,28 @@ func TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed(t *testing.T) {
 }
 
 // While the host's rulesets change, each change brings packets of the flow back to
-// the host's stack, and the next ones from there to express. These may not overtake.
+// the host's stack, and the next ones from there to express. These may not overtake,
+// but see TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed.
 func TestBusyFlowKeepsItsOrderWhenItComesBackToExpress(t *testing.T) {
+	const tries = 3
 	for _, underlay := range underlays {
 		t.Run(string(underlay), func(t *testing.T) {
 			lt, l := newTrafficLab(t, lab.Options{Underlay: underlay})
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustQueueArrivals(lt, l.Node(2), 1)
 			mustRideBase(lt, r)
-			express := mustComeBackUnderBursts(lt, r, l.Node(2), l.Node(1))
+			var express sequenceSeen
+			for range tries {
+				express = mustComeBackUnderBursts(lt, r, l.Node(2), l.Node(1))
+				if express.late == 0 {
+					return
+				}
+			}
 			for _, n := range l.Nodes {
 				mustWeft(t, n, "accel", "off")
 			}
-			kernel := burstsUDP(lt, r)
-			t.Logf("%s with express; with the kernel path alone %s", express, kernel)
-			if express.late > kernel.late {
-				t.Errorf("%s; with the kernel path alone %s", express, kernel)
+			if kernel := burstsUDP(lt, r); express.late > kernel.late {
+				t.Errorf("%s, and so %d times; with the kernel path alone %s", express, tries, kernel)
 			}
 		})
 	}
@@ -333,7 +342,7 @@ func mustComeBackUnderBursts(t lab.Test, r route, to, from *lab.Node) sequenceSe
 	n := <-changes
 	now := mustCarried(t, to, from).sub(before)
 	again, _ := mustReason(t, to, "flow_order")
-	t.Logf("%d changes; %d packets by express, %d of them in line, %d by the base path", n, now.express.RxPackets, again-waited, now.base.RxPackets)
+	t.Logf("%s; %d changes, %d packets by express, %d of them in line, %d by the base path", seen, n, now.express.RxPackets, again-waited, now.base.RxPackets)
 	if n < 10 || share(now.express.RxPackets, now.total().RxPackets) < 0.2 || again == waited || now.base.RxPackets+now.kernel.RxPackets < 100 {
 		t.Errorf("the flow did not go between express and the stack: %d changes, %+v, %d in line", n, now, again-waited)
 	}
