@@ -71,12 +71,33 @@ static __always_inline int arrived(struct __sk_buff *skb, const struct in_force 
 
 	if (reason == REASON_REWRITE_FAILED)
 		return drop(reason);
-	count_peer(slot, reason ? PATH_KERNEL : PATH_EXPRESS, RX, load);
+	count_peer(slot, reason && !delivery.turn ? PATH_KERNEL : PATH_EXPRESS, RX, load);
 	if (!reason)
 		return hand_over(skb, &delivery);
-	stamp_untouched(skb, &frame->ip);
 	/* Of all else uplink_in has counted why it did not take it. */
-	return skb->gso_size && reason != EXPRESS_OFF ? pass(reason) : PASS;
+	if (skb->gso_size && reason != EXPRESS_OFF)
+		pass(reason);
+	if (delivery.turn)
+		return wait_in_line(skb, rt, rt->overlay, place_in_line(delivery.turn, 1));
+	stamp_untouched(skb, &frame->ip);
+	return PASS;
+}
+
+/* A packet that stands in line. */
+static __always_inline int next_in_line(struct __sk_buff *skb, const struct in_force *rt,
+					const struct frame *frame, __u32 place)
+{
+	struct delivery delivery = {};
+
+	if (waits_again(place))
+		return wait_in_line(skb, rt, rt->overlay, place_in_line(place, 0));
+	if (leave_line(skb, frame, place, &delivery) || !delivery.pod) {
+		stamp_untouched(skb, &frame->ip);
+		return PASS;
+	}
+	if (address_to_pod(skb, *frame, frame->ip.tos, &delivery))
+		return drop(REASON_REWRITE_FAILED);
+	return hand_over(skb, &delivery);
 }
 
 SEC("tc")
@@ -88,7 +109,8 @@ int overlay_in(struct __sk_buff *skb)
 	if (!rt)
 		return PASS;
 
-	enum seen seen = take_seen(skb, rt);
+	__u32 place = 0;
+	enum seen seen = take_seen(skb, rt, &place);
 
 	/* What came in by another interface, as outer fragments or with outer
 	 * options has not passed the source check. */
@@ -97,6 +119,8 @@ int overlay_in(struct __sk_buff *skb)
 	/* A suspect's inner source is not to be believed. */
 	if (seen == SEEN_SUSPECT || parse_frame(skb, 0, &frame))
 		return PASS;
+	if (place)
+		return next_in_line(skb, rt, &frame, place);
 
 	__s64 slot = source_slot(rt, frame.ip.saddr);
 

@@ -10,7 +10,8 @@
 
 static __always_inline enum reason witness_to_pod(struct __sk_buff *skb, const struct in_force *rt)
 {
-	struct witness now = { .device = skb->ifindex };
+	/* The packet that makes a witness is on its way into the pod yet. */
+	struct witness now = { .device = skb->ifindex, .turn = 1 };
 	struct frame frame;
 
 	if (parse_frame(skb, 0, &frame))

@@ -69,6 +69,7 @@ enum reason {
 	REASON_FLOW_MANGLED,       /* the host changes the flow's TTL or DSCP */
 	REASON_WITNESS_STALE,      /* it was, but too long ago or before rules changed */
 	REASON_WITNESS_RENEWAL,    /* left to the host's stack to renew that */
+	REASON_FLOW_ORDER,         /* stands in line behind packets that took the host's stack */
 	REASON_POD_UNKNOWN,        /* the destination is no pod that we know on this node */
 	REASON_POD_MTU,            /* too long for the pod's device, or the overlay */
 	REASON_REWRITE_FAILED,     /* no memory to change a packet that was begun; dropped */

@@ -18,7 +18,9 @@
  *   rule may set it) and skb->tc_index. vxlan_rcv() and GRO leave both alone.
  * - stripped: set by uplink_in on packets it redirects into the overlay device,
  *   cleared by overlay_in. In skb->cb (a tc program may use it as scratch) and
- *   skb->tc_index. ____dev_forward_skb() clears the priority.
+ *   skb->tc_index. ____dev_forward_skb() clears the priority. In skb->cb only is
+ *   the packet's place in the line of its flow (line.h): without it, it takes the
+ *   host's stack.
  *
  * Out of the overlay nothing depends on secrecy, and skb->tc_index has it alone:
  *
@@ -60,18 +62,22 @@ static __always_inline void stamp_seen(struct __sk_buff *skb, const struct in_fo
 	skb->tc_index = seen_index(rt, seen);
 }
 
-static __always_inline void stamp_stripped(struct __sk_buff *skb, const struct in_force *rt)
+/* place is 0 for packets that don't stand in line. */
+static __always_inline void stamp_stripped(struct __sk_buff *skb, const struct in_force *rt,
+					   __u32 place)
 {
 	skb->cb[0] = rt->nonce;
 	skb->cb[1] = rt->nonce >> 32;
+	skb->cb[2] = place;
 	skb->tc_index = seen_index(rt, SEEN_STRIPPED);
 }
 
 /* barrier() keeps clang from sharing the stores, which would be one to a
  * computed place: "dereference of modified ctx ptr", the verifier says. */
-static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct in_force *rt)
+static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct in_force *rt,
+					   __u32 *place)
 {
-	__u32 priority = skb->priority, low = skb->cb[0], high = skb->cb[1];
+	__u32 priority = skb->priority, low = skb->cb[0], high = skb->cb[1], third = skb->cb[2];
 	__u16 index = skb->tc_index;
 	enum seen seen = UNSEEN;
 
@@ -92,6 +98,9 @@ static __always_inline enum seen take_seen(struct __sk_buff *skb, const struct i
 		barrier();
 		skb->cb[1] = 0;
 		barrier();
+		skb->cb[2] = 0;
+		barrier();
+		*place = third;
 	}
 	return seen;
 }

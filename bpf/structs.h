@@ -146,7 +146,10 @@ struct newcomer {
  * Express packets pass by all that, so they need a witness no older than
  * WITNESS_LIFE, of the epoch that is now. In the second half of its life single
  * packets are left to the host's stack to renew it. Times are
- * bpf_ktime_get_coarse_ns(). */
+ * bpf_ktime_get_coarse_ns().
+ *
+ * Behind a packet that took the stack the flow's next ones stand in line (see
+ * line.h), or they would be in the pod before it. */
 struct witness {
 	__u64 seen;     /* when a packet last came through */
 	__u64 renewal;  /* when one was last left to the stack for that */
@@ -157,7 +160,8 @@ struct witness {
 	__u32 mark;   /* what the host gave it; of packets to peers only, as priority ... */
 	__u32 priority;
 	__u32 hash; /* ... and flow hash, which makes the outer source port */
-	__u32 pad;
+	__u16 turn; /* of packets to pods: the last number in the line, 0: there is no line */
+	__u16 pad;
 };
 
 /* What the agent writes while it lives: without a beat for PULSE_LIFE there is

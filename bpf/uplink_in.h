@@ -268,12 +268,13 @@ static __always_inline int hand_on(struct __sk_buff *skb, const struct in_force 
 	struct load load = { .packets = 1, .bytes = skb->len - ETH_HLEN };
 
 	if (!a->delivery.pod) {
+		__u16 turn = a->delivery.turn;
+
 		/* Can't fail: the header is there and was just made private. */
 		bpf_skb_store_bytes(skb, 0, &a->inner.eth, ETH_HLEN, 0);
 		carry_congestion(skb, a);
-		count_peer(a->slot, PATH_BASE, RX, load);
-		stamp_stripped(skb, rt);
-		return bpf_redirect(a->overlay, BPF_F_INGRESS);
+		count_peer(a->slot, turn ? PATH_EXPRESS : PATH_BASE, RX, load);
+		return wait_in_line(skb, rt, a->overlay, turn ? place_in_line(turn, 1) : 0);
 	}
 	if (address_to_pod(skb, a->inner, decap_ecn(ip->tos, a->outer.ip.tos), &a->delivery))
 		return drop(REASON_REWRITE_FAILED);

@@ -70,6 +70,7 @@ var Reasons = [weftReasonREASON_COUNT]Reason{
 	weftReasonREASON_FLOW_MANGLED:       {"flow_mangled", "not express: the host's rules change the TTL or DSCP of the flow"},
 	weftReasonREASON_WITNESS_STALE:      {"witness_stale", "not express: the host's rules or routes may have changed since the flow was last seen to come through them, or it was too long ago"},
 	weftReasonREASON_WITNESS_RENEWAL:    {"witness_renewal", "not express: sent through the host's stack to see that its rules still let the flow through"},
+	weftReasonREASON_FLOW_ORDER:         {"flow_order", "past the host's stack, but in line behind packets of the flow that went through it"},
 	weftReasonREASON_POD_UNKNOWN:        {"pod_unknown", "not express: the destination is no pod of this node, or one that is left alone; weft status counts those"},
 	weftReasonREASON_POD_MTU:            {"pod_mtu", "not express: too long for the pod's device or the overlay; the kernel tells the sender or fragments it"},
 	weftReasonREASON_REWRITE_FAILED:     {"rewrite_failed", "the kernel had no memory to finish a packet"},

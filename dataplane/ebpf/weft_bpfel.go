@@ -219,10 +219,11 @@ const (
 	weftReasonREASON_FLOW_MANGLED          weftReason = 50
 	weftReasonREASON_WITNESS_STALE         weftReason = 51
 	weftReasonREASON_WITNESS_RENEWAL       weftReason = 52
-	weftReasonREASON_POD_UNKNOWN           weftReason = 53
-	weftReasonREASON_POD_MTU               weftReason = 54
-	weftReasonREASON_REWRITE_FAILED        weftReason = 55
-	weftReasonREASON_COUNT                 weftReason = 56
+	weftReasonREASON_FLOW_ORDER            weftReason = 53
+	weftReasonREASON_POD_UNKNOWN           weftReason = 54
+	weftReasonREASON_POD_MTU               weftReason = 55
+	weftReasonREASON_REWRITE_FAILED        weftReason = 56
+	weftReasonREASON_COUNT                 weftReason = 57
 )
 
 type weftReasonCounters struct {
@@ -275,7 +276,8 @@ type weftWitness struct {
 	Mark     uint32
 	Priority uint32
 	Hash     uint32
-	Pad      uint32
+	Turn     uint16
+	Pad      uint16
 }
 
 // Names of all BPF objects in the ELF.

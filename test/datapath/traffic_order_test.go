@@ -124,7 +124,7 @@ func mixBulk(t lab.Test, r route, l *lab.Lab) (late int, out carried) {
 	return late, mustCarried(t, l.Node(1), l.Node(2)).sub(before)
 }
 
-// mustQueueArrivals makes a node receive on one CPU what another sends, so that
+// mustQueueArrivals makes a node receive on one CPU, wherever they were sent, so that
 // packets pile up there as they do behind a network card: one that is handled
 // at once can't be overtaken.
 func mustQueueArrivals(t lab.Test, n *lab.Node, cpu int) {
@@ -133,11 +133,12 @@ func mustQueueArrivals(t lab.Test, n *lab.Node, cpu int) {
 		"mount -t sysfs sysfs /sys && echo %x >/sys/class/net/eth0/queues/rx-0/rps_cpus", 1<<cpu))
 }
 
-// onCPU runs f on one CPU.
+// onCPU runs f on one CPU, in another goroutine; f may end the test.
 func onCPU(t lab.Test, cpu int, f func()) {
 	t.Helper()
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() {
+		defer close(done)
 		runtime.LockOSThread() // and the thread ends with the goroutine
 		var set unix.CPUSet
 		set.Set(cpu)
@@ -147,8 +148,12 @@ func onCPU(t lab.Test, cpu int, f func()) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
+	err, finished := <-done
+	if err != nil {
 		t.Fatal(err)
+	}
+	if !finished {
+		t.FailNow() // f has said why
 	}
 }
 
@@ -259,6 +264,9 @@ func TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed(t *testing.T) {
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustQueueArrivals(lt, l.Node(2), 1)
 			mustRideBase(lt, r)
+			for _, n := range l.Nodes {
+				mustWeft(t, n, "accel", "off", "express")
+			}
 			var accelerated sequenceSeen
 			for range tries {
 				accelerated = mustRenewUnderBursts(lt, r, l.Node(2), l.Node(1))
@@ -274,6 +282,91 @@ func TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// While the host's rulesets change, each change brings packets of the flow back to
+// the host's stack, and the next ones from there to express. These may not overtake,
+// but see TestBusyFlowKeepsItsOrderWhenTheHostsProofIsRenewed.
+func TestBusyFlowKeepsItsOrderWhenItComesBackToExpress(t *testing.T) {
+	const tries = 3
+	for _, underlay := range underlays {
+		t.Run(string(underlay), func(t *testing.T) {
+			lt, l := newTrafficLab(t, lab.Options{Underlay: underlay})
+			r := between(l.Pod(1, 1), l.Pod(2, 1))
+			mustQueueArrivals(lt, l.Node(2), 1)
+			mustRideBase(lt, r)
+			var express sequenceSeen
+			for range tries {
+				express = mustComeBackUnderBursts(lt, r, l.Node(2), l.Node(1))
+				if express.late == 0 {
+					return
+				}
+			}
+			for _, n := range l.Nodes {
+				mustWeft(t, n, "accel", "off")
+			}
+			if kernel := burstsUDP(lt, r); express.late > kernel.late {
+				t.Errorf("%s, and so %d times; with the kernel path alone %s", express, tries, kernel)
+			}
+		})
+	}
+}
+
+// mustComeBackUnderBursts sends bursts to a node whose rulesets change, and asserts
+// that they rode express between the changes.
+func mustComeBackUnderBursts(t lab.Test, r route, to, from *lab.Node) sequenceSeen {
+	t.Helper()
+	receiver := mustListenUDP(t, r.to)
+	conn := mustDialUDP(t, r.from, netip.AddrPortFrom(r.to.ip, uint16(receiver.LocalAddr().(*net.UDPAddr).Port)))
+	mustAnswerUntilAssured(t, conn, receiver)
+	stop, changes := make(chan struct{}), make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				changes <- n
+				return
+			case <-time.After(150 * time.Millisecond):
+				for _, change := range []string{"add", "delete"} {
+					if _, err := to.Output(t.Context(), "nft", change, "table", "ip", "order"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
+	}()
+	before := mustCarried(t, to, from)
+	waited, _ := mustReason(t, to, "flow_order")
+	seen := sendBursts(t, conn, receiver)
+	close(stop)
+	n := <-changes
+	now := mustCarried(t, to, from).sub(before)
+	again, _ := mustReason(t, to, "flow_order")
+	t.Logf("%s; %d changes, %d packets by express, %d of them in line, %d by the base path", seen, n, now.express.RxPackets, again-waited, now.base.RxPackets)
+	if n < 10 || share(now.express.RxPackets, now.total().RxPackets) < 0.2 || again == waited || now.base.RxPackets+now.kernel.RxPackets < uint64(n) {
+		t.Errorf("the flow did not go between express and the stack: %d changes, %+v, %d in line", n, now, again-waited)
+	}
+	return seen
+}
+
+// mustAnswerUntilAssured has a flow answered until conntrack calls it assured.
+func mustAnswerUntilAssured(t lab.Test, conn, receiver *net.UDPConn) {
+	t.Helper()
+	buffer := make([]byte, 1)
+	for end := time.Now().Add(assuredAfter); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if _, err := conn.Write(buffer); err != nil {
+			t.Fatal(err)
+		}
+		receiver.SetReadDeadline(time.Now().Add(answerTime))
+		_, from, err := receiver.ReadFromUDPAddrPort(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := receiver.WriteToUDPAddrPort(buffer, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	receiver.SetReadDeadline(time.Time{})
 }
 
 // mustRenewUnderBursts sends bursts to a node and asserts that they rode the base
@@ -297,7 +390,12 @@ func burstsUDP(t lab.Test, r route) sequenceSeen {
 	t.Helper()
 	receiver := mustListenUDP(t, r.to)
 	port := uint16(receiver.LocalAddr().(*net.UDPAddr).Port)
-	conn := mustDialUDP(t, r.from, netip.AddrPortFrom(r.to.ip, port))
+	return sendBursts(t, mustDialUDP(t, r.from, netip.AddrPortFrom(r.to.ip, port)), receiver)
+}
+
+// sendBursts is burstsUDP on sockets that it closes the receiver of.
+func sendBursts(t lab.Test, conn, receiver *net.UDPConn) sequenceSeen {
+	t.Helper()
 	seen := make(chan sequenceSeen)
 	go func() { seen <- receiveSequence(receiver) }()
 	number := 0
