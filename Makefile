@@ -80,7 +80,7 @@ interop: ## Run tests on kernels 6.1 and 6.12 too, and among stock flannel nodes
 	test/interop
 
 .PHONY: e2e
-e2e: ## Use weft on real Kubernetes clusters in namespaces (root; RUN=pattern of test names)
+e2e: ## Bring up a real cluster and try it (root; in the making: parts of it fail)
 	test/prerequisites cluster
 	export WEFT_REQUIRE_ROOT=1
 	go test -tags e2e -count=1 -timeout 15m -v -run '$(or $(RUN),.)' ./test/e2e

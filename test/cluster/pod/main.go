@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +22,7 @@ import (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == "serve" {
-		log.Fatal(serve())
+		fatal(serve())
 	}
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
@@ -56,7 +55,7 @@ func echoDatagrams(conn net.PacketConn) {
 	for {
 		n, from, err := conn.ReadFrom(buffer)
 		if err != nil {
-			log.Fatal(err)
+			fatal(err)
 		}
 		_, _ = conn.WriteTo(buffer[:n], from) // who has not got it asks again
 	}
@@ -66,7 +65,7 @@ func echoConnections(listener net.Listener) {
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
-			log.Fatal(err)
+			fatal(err)
 		}
 		go func() {
 			defer conn.Close()
@@ -162,4 +161,10 @@ func stream(to string, count int) (string, error) {
 		time.Sleep(2 * time.Millisecond)
 	}
 	return "ok", nil
+}
+
+// fatal ends the program with a message.
+func fatal(a ...any) {
+	fmt.Fprintln(os.Stderr, a...)
+	os.Exit(1)
 }
