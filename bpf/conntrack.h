@@ -66,6 +66,7 @@ struct nf_conn {
 #pragma clang attribute pop
 
 /* Bits of status: enum ip_conntrack_status. */
+#define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)
 #define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)
@@ -155,14 +156,28 @@ static __always_inline void other_side(struct nf_conn *ct, __u8 dir, struct flow
 	}
 }
 
-/* Is it a flow of which conntrack need not see every packet? */
-static __always_inline enum reason judge_tracked(struct nf_conn *ct, __u8 protocol)
+/* What rules can tell of a flow's status: whether an answer has been seen, and
+ * whether conntrack expects it to last. */
+static __always_inline __u8 visible_status(const struct nf_conn *ct)
+{
+	return ct->status & (IPS_SEEN_REPLY | IPS_ASSURED);
+}
+
+/* All that conntrack does about a packet of UDP is to start a timeout anew, but
+ * for the first answer and the one that makes the flow assured, after two seconds
+ * (nf_conntrack_udp_packet). The latter may be any packet that takes the stack. */
+static __always_inline bool is_talking(unsigned long status, __u8 dir)
+{
+	return status & IPS_SEEN_REPLY || dir == IP_CT_DIR_ORIGINAL;
+}
+
+/* Is it a flow of which conntrack need not see every packet of direction dir? */
+static __always_inline enum reason judge_tracked(struct nf_conn *ct, __u8 protocol, __u8 dir)
 {
 	unsigned long status = ct->status;
 	struct nf_ct_ext *ext = ct->ext;
 
-	/* A UDP flow is assured after two seconds with replies. */
-	if (!(status & IPS_ASSURED))
+	if (!(protocol == IPPROTO_UDP ? is_talking(status, dir) : status & IPS_ASSURED))
 		return REASON_FLOW_UNESTABLISHED;
 	/* Not status alone: the last ACK of a handshake and those of a close
 	 * would go by, and the entry would hang in SYN_RECV or LAST_ACK. */
@@ -196,7 +211,7 @@ static __always_inline void keep_alive(struct nf_conn *ct, const struct in_force
 				       const struct segment *segment)
 {
 	if (segment->flow.protocol == IPPROTO_UDP)
-		set_timeout(ct, &rt->udp_stream);
+		set_timeout(ct, ct->status & IPS_ASSURED ? &rt->udp_stream : &rt->udp);
 	else if (segment->data)
 		set_timeout(ct, &rt->tcp_unacknowledged);
 	else

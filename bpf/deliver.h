@@ -41,7 +41,9 @@ static __always_inline enum reason find_pod(struct __sk_buff *skb, const struct 
 	return REASON_NONE;
 }
 
-/* Whether a packet of a witnessed flow may go past the stack. */
+/* Whether a packet of a witnessed flow may go past the stack. UDP that was an
+ * aggregate lately may not: the stack splits those, and nobody can stand in line
+ * behind what is many packets by then. */
 static __always_inline enum reason judge(struct __sk_buff *skb, const struct in_force *rt,
 					 const struct pulse *pulse, const struct iphdr *ip,
 					 struct witness *w, struct delivery *d,
@@ -49,6 +51,8 @@ static __always_inline enum reason judge(struct __sk_buff *skb, const struct in_
 {
 	enum reason reason;
 
+	if (w->whole && since(w->whole, now) < WITNESS_LIFE)
+		return REASON_AGGREGATE_RECENT;
 	if ((reason = find_pod(skb, ip, w, d, pod)))
 		return reason;
 	if (!*pod)
@@ -80,6 +84,8 @@ static __always_inline enum reason may_deliver(struct __sk_buff *skb, const stru
 		return reason;
 	if (!(w = bpf_map_lookup_elem(&witnesses, &d->segment.flow)))
 		return reason ? reason : REASON_FLOW_UNWITNESSED;
+	if (reason == REASON_AGGREGATE)
+		w->whole = now;
 	if (reason || (reason = judge(skb, rt, pulse, ip, w, d, &pod, now))) {
 		draw_number(w);
 		return reason;

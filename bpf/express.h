@@ -43,7 +43,7 @@ static __always_inline enum reason still_witnessed(struct witness *w, const stru
  * now: the inverse of what the answers are. That must be what was witnessed. */
 static __always_inline enum reason ask_conntrack(struct __sk_buff *skb, const struct in_force *rt,
 						 const struct segment *segment,
-						 const struct flow *as)
+						 const struct flow *as, __u8 status)
 {
 	const struct flow *flow = &segment->flow;
 	struct flow answers = { .protocol = flow->protocol };
@@ -54,7 +54,10 @@ static __always_inline enum reason ask_conntrack(struct __sk_buff *skb, const st
 
 	if (!ct)
 		return REASON_FLOW_UNTRACKED;
-	if (!(reason = judge_tracked(ct, flow->protocol))) {
+	if (!(reason = judge_tracked(ct, flow->protocol, dir))) {
+		/* What was judged as a new flow's is not that any more, or again. */
+		if (visible_status(ct) != status)
+			reason = REASON_WITNESS_STALE;
 		other_side(ct, dir, &answers);
 		nat = ct->status & (IPS_SRC_NAT | IPS_DST_NAT);
 		keep_alive(ct, rt, segment);
@@ -83,7 +86,7 @@ static __always_inline enum reason still_tracked(struct __sk_buff *skb, const st
 	enum reason reason;
 
 	if (w->tracked != now || !(segment->data || udp)) {
-		if ((reason = ask_conntrack(skb, rt, segment, as)))
+		if ((reason = ask_conntrack(skb, rt, segment, as, w->status)))
 			return reason;
 		w->tracked = now;
 	}

@@ -154,14 +154,16 @@ struct witness {
 	__u64 seen;     /* when a packet last came through */
 	__u64 renewal;  /* when one was last left to the stack for that */
 	__u64 tracked;  /* when conntrack last said that it is established, and NAT so */
+	__u64 whole;    /* when an aggregate of UDP to a pod last took the stack */
 	struct flow as; /* the flow after NAT */
 	__u32 epoch;
 	__u32 device; /* interface index where it came out: overlay device or veth */
 	__u32 mark;   /* what the host gave it; of packets to peers only, as priority ... */
 	__u32 priority;
-	__u32 hash; /* ... and flow hash, which makes the outer source port */
-	__u16 turn; /* of packets to pods: the last number in the line, 0: there is no line */
-	__u16 pad;
+	__u32 hash;  /* ... and flow hash, which makes the outer source port */
+	__u16 turn;  /* of packets to pods: the last number in the line, 0: there is no line */
+	__u8 status; /* conntrack's, as far as rules can tell: visible_status() */
+	__u8 pad;
 };
 
 /* What the agent writes while it lives: without a beat for PULSE_LIFE there is
@@ -195,7 +197,8 @@ struct in_force {
 	__u32 source_check;               /* enum source_check */
 	__u32 mtu;     /* least MTU of a route on the uplink that says one; 0: none does */
 	__u32 by_mark; /* not 0: the host has routing rules that look at the mark */
-	struct timeout tcp_established, tcp_unacknowledged, udp_stream;
+	struct timeout tcp_established, tcp_unacknowledged, udp, udp_stream;
+	__u32 pad;
 	__u32 stamp; /* random; see stamp.h */
 	__u64 nonce; /* random; see stamp.h */
 

@@ -36,6 +36,7 @@ static __always_inline void write_witness(const struct flow *before, const struc
 	w->mark = now->mark;
 	w->priority = now->priority;
 	w->hash = now->hash;
+	w->status = now->status;
 	w->epoch = now->epoch;
 	w->seen = now->seen;
 }
@@ -105,7 +106,7 @@ static __always_inline void survive_reset(struct __sk_buff *skb, const struct in
 	    bpf_skb_load_bytes(skb, transport + 2, &answers.sport, sizeof(__be16)) ||
 	    !(ct = find_tracked(skb, &answers, &dir)))
 		return;
-	if (!judge_tracked(ct, IPPROTO_TCP))
+	if (!judge_tracked(ct, IPPROTO_TCP, dir))
 		set_timeout(ct, &rt->tcp_unacknowledged);
 	bpf_ct_release(ct);
 }
@@ -143,8 +144,9 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 
 	if (!ct)
 		return REASON_NONE;
-	if (!(reason = judge_tracked(ct, answers.protocol))) {
+	if (!(reason = judge_tracked(ct, answers.protocol, !dir))) {
 		keep_alive(ct, rt, &segment);
+		now->status = visible_status(ct);
 		other_side(ct, dir, &before);
 	}
 	bpf_ct_release(ct);

@@ -85,7 +85,7 @@ const (
 	// chunk is how much TCP_STREAM hands over at a time.
 	chunk = 128 << 10
 	// udpAssured is when conntrack takes a UDP flow with replies for one that
-	// will last, which is when the express path takes it: two seconds.
+	// will last: two seconds. What rules can tell of it does not change from then on.
 	udpAssured = 2200 * time.Millisecond
 	// lostAfter is when UDP_RR gives up on an answer.
 	lostAfter = 100 * time.Millisecond

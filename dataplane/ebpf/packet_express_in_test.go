@@ -186,8 +186,14 @@ func expressInCases() []packetCase {
 	blues(packetCase{name: "an entry in a zone", reason: weftReasonREASON_FLOW_UNTRACKED}, inZone(blueTCP, "ct zone set 5"))
 	blues(packetCase{name: "an entry in a zone for the other direction only", packet: toPod(ourTCP.answers(), 100), reason: weftReasonREASON_FLOW_SPECIAL},
 		inZone(ourTCP, "ct original zone set 5"), func(n *node) { n.witnessed(ourTCP.answers()) })
-	blues(packetCase{name: "UDP that is not assured yet", packet: toPod(blueUDP, 100), reason: weftReasonREASON_FLOW_UNESTABLISHED, counted: byBase(128)},
+	blues(packetCase{name: "UDP that begins anew, not assured yet", packet: toPod(blueUDP, 100), reason: weftReasonREASON_WITNESS_STALE, counted: byBase(128)},
 		func(n *node) { untracked(n); n.begin(blueUDP) })
+	blues(packetCase{name: "UDP that begins anew, without an answer", packet: toPod(blueUDP, 100), reason: weftReasonREASON_WITNESS_STALE, counted: byBase(128)},
+		func(n *node) { untracked(n); n.show(blueUDP, nil) })
+	blues(packetCase{name: "UDP that has been answered since it was witnessed", packet: toPod(blueUDP, 100), reason: weftReasonREASON_WITNESS_STALE, counted: byBase(128)},
+		witness(blueUDP, func(w *weftWitness) { w.Status = unanswered.status() }))
+	blues(packetCase{name: "UDP that was an aggregate lately", packet: toPod(blueUDP, 100), reason: weftReasonREASON_AGGREGATE_RECENT, counted: byBase(128)},
+		witness(blueUDP, func(w *weftWitness) { w.Whole = coarseNow() - 3.9e9 }))
 	for _, c := range notFlows() {
 		frame := mustFrame(c.of(blueMAC, ourMAC, blueTCP, blueUDP), c.broken...)
 		c.packet, c.broken = carriedFrame(frame), nil

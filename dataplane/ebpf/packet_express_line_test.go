@@ -219,6 +219,11 @@ func TestPacketsForTheStackDrawNumbers(t *testing.T) {
 		if turn := n.turn(blueUDP); turn != 1 {
 			t.Errorf("the last number is %d, want 1", turn)
 		}
+		n.nextPacket()
+		got := n.run(uplinkIn, toPod(blueUDP, 100).bytes(t))
+		if got.passed["aggregate_recent"] != 1 || got.paths[blueIP+" base"].RxPackets != 1 || n.turn(blueUDP) != 2 {
+			t.Errorf("a small one behind it: passed %v, counted %v, the last number is %d", got.passed, got.paths, n.turn(blueUDP))
+		}
 	})
 	t.Run("too long for the pod", func(t *testing.T) {
 		n.tb = t

@@ -142,6 +142,21 @@ func (n *node) beat(change func(*weftPulse)) {
 	n.put(n.accel.objects.Heartbeat, uint32(0), p)
 }
 
+// talk is how far a UDP flow has come: conntrack calls it assured after two
+// seconds with answers.
+type talk int
+
+const (
+	assured talk = iota
+	answered
+	unanswered
+)
+
+// status is what a witness of the flow says.
+func (t talk) status() uint8 {
+	return [...]uint8{assured: ipsSeenReply | ipsAssured, answered: ipsSeenReply, unanswered: 0}[t]
+}
+
 // flow is one direction of a flow, as packets have it in front of NAT, and
 // behind it.
 type flow struct {
@@ -149,6 +164,8 @@ type flow struct {
 	from, to string // address:port
 	// Behind NAT; empty where NAT changes nothing.
 	asFrom, asTo string
+	// Of UDP: what conntrack knows of it.
+	talk talk
 }
 
 func (f flow) natted() bool { return f.asFrom != "" || f.asTo != "" }
@@ -168,7 +185,7 @@ func (f flow) after() flow {
 // answers is the other direction.
 func (f flow) answers() flow {
 	a := f.after()
-	return flow{protocol: f.protocol, from: a.to, to: a.from, asFrom: f.to, asTo: f.from}
+	return flow{protocol: f.protocol, from: a.to, to: a.from, asFrom: f.to, asTo: f.from, talk: f.talk}
 }
 
 func be16(n uint16) uint16 {
@@ -211,6 +228,15 @@ var (
 	masqueraded    = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40002", to: bluePod + ":80", asFrom: "10.244.1.0:31000"}
 	viaServiceUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40001", to: serviceIP + ":53", asTo: bluePod + ":5353"}
 	masqueradedUDP = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40002", to: bluePod + ":53", asFrom: "10.244.1.0:31000"}
+	// These have been answered lately.
+	ourDialogue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40020", to: bluePod + ":53", talk: answered}
+	blueDialogue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41020", to: ourPod + ":53", talk: answered}
+	serviceDialogue = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40021", to: serviceIP + ":53", asTo: bluePod + ":5353", talk: answered}
+	// Nobody answers these.
+	ourMonologue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40010", to: bluePod + ":514", talk: unanswered}
+	blueMonologue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41010", to: ourPod + ":514", talk: unanswered}
+	serviceMonologue = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40011", to: serviceIP + ":514", asTo: bluePod + ":5140", talk: unanswered}
+	maskedMonologue  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40012", to: bluePod + ":514", asFrom: "10.244.1.0:31002", talk: unanswered}
 	// bothEnds changes all that NAT can change, otherPort only a port.
 	bothEnds  = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40003", to: serviceIP + ":80", asFrom: "10.244.1.0:31001", asTo: bluePod + ":8080"}
 	otherPort = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40004", to: bluePod + ":53", asTo: bluePod + ":5353"}
@@ -246,8 +272,12 @@ func (n *node) tracked(flows ...flow) {
 		n.translate(flows...)
 	}
 	for _, f := range flows {
+		if f.talk == unanswered {
+			n.show(f, nil)
+			continue
+		}
 		n.begin(f)
-		if f.protocol == unix.IPPROTO_UDP {
+		if f.protocol == unix.IPPROTO_UDP && f.talk == assured {
 			// The kernel calls it assured after two seconds.
 			n.entry(f, withStatus(ipsConfirmed|ipsSeenReply|ipsAssured))
 		}
@@ -434,7 +464,7 @@ func (n *node) witnessed(flows ...flow) {
 
 func (n *node) witness(f flow, change func(*weftWitness)) {
 	n.tb.Helper()
-	w := weftWitness{Seen: coarseNow(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678}
+	w := weftWitness{Seen: coarseNow(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678, Status: f.talk.status()}
 	for _, p := range n.pods {
 		if toBE32(p.IP) == w.As.Daddr {
 			w.Device, w.Hash = uint32(p.Veth), 0

@@ -311,10 +311,18 @@ func expressOutCases() []packetCase {
 		name: "UDP without a checksum, masqueraded", packet: fromPod(masqueradedUDP, 100), broken: []mutation{set(atIP+26, 0, 0)},
 		reason: weftReasonREASON_FLOW_SPECIAL,
 	})
-	ours(packetCase{name: "UDP that is not assured yet", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_FLOW_UNESTABLISHED},
+	ours(packetCase{name: "UDP that begins anew, not assured yet", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_WITNESS_STALE},
 		func(n *node) { untracked(n); n.begin(ourUDP) })
-	ours(packetCase{name: "UDP without an answer yet", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_FLOW_UNESTABLISHED},
+	ours(packetCase{name: "UDP that begins anew, without an answer", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_WITNESS_STALE},
 		func(n *node) { untracked(n); n.show(ourUDP, nil) })
+	ours(packetCase{name: "UDP that has been answered since it was witnessed", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_WITNESS_STALE},
+		witness(ourUDP, func(w *weftWitness) { w.Status = unanswered.status() }))
+	ours(packetCase{name: "UDP that has been answered a moment ago", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_WITNESS_STALE},
+		func(n *node) { untracked(n); n.begin(ourUDP) }, witness(ourUDP, func(w *weftWitness) { w.Status = unanswered.status() }))
+	ours(packetCase{name: "UDP that is assured since it was witnessed", packet: fromPod(ourUDP, 100), reason: weftReasonREASON_WITNESS_STALE},
+		witness(ourUDP, func(w *weftWitness) { w.Status = answered.status() }))
+	ours(packetCase{name: "the first answer to what begins anew", packet: fromPod(blueUDP.answers(), 100), reason: weftReasonREASON_FLOW_UNESTABLISHED},
+		func(n *node) { untracked(n); n.show(blueUDP, nil) }, witness(blueUDP.answers(), func(w *weftWitness) { w.Status = unanswered.status() }))
 	ours(packetCase{name: "no flag at all", broken: []mutation{set(atIP+20+13, 0)}})
 	// What carries no flow is none of pod_in's business, and not counted.
 	for _, c := range notFlows() {

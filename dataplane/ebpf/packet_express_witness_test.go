@@ -5,6 +5,7 @@ package ebpf
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,6 +79,16 @@ func passages() map[string]passage {
 		all[name+", to our pod"] = passage{podOut, f, f}
 		all[name+", answers"] = passage{overlayOut, f, f.answers()}
 	}
+	for name, f := range map[string]flow{"to blue": ourMonologue, "to a service": serviceMonologue, "masqueraded": maskedMonologue} {
+		all["a monologue "+name] = passage{overlayOut, f, f}
+	}
+	for name, f := range map[string]flow{"to blue": ourDialogue, "to a service": serviceDialogue} {
+		all["a dialogue "+name] = passage{overlayOut, f, f}
+		all["a dialogue "+name+", answers"] = passage{podOut, f, f.answers()}
+	}
+	all["a dialogue of blue's"] = passage{podOut, blueDialogue, blueDialogue}
+	all["a dialogue of blue's, answers"] = passage{overlayOut, blueDialogue, blueDialogue.answers()}
+	all["a monologue of blue's"] = passage{podOut, blueMonologue, blueMonologue}
 	return all
 }
 
@@ -96,7 +107,7 @@ func TestFlowsAreWitnessed(t *testing.T) {
 			if !ok || n.witnesses() != 1 {
 				t.Fatalf("%d witnesses, of this flow: %v (verdict %d, passed %v)", n.witnesses(), ok, got.verdict, got.passed)
 			}
-			want := weftWitness{As: b.sent.as(), Epoch: epoch, Device: n.veth, Seen: w.Seen}
+			want := weftWitness{As: b.sent.as(), Epoch: epoch, Device: n.veth, Seen: w.Seen, Status: b.begun.talk.status()}
 			if b.name == overlayOut {
 				want.Device, want.Mark, want.Priority, want.Hash = n.overlay, 0x4001, 3, w.Hash
 				hash := w.Hash ^ w.Hash<<16
@@ -142,10 +153,11 @@ func TestNewcomersAreNotWitnessed(t *testing.T) {
 	t.Run("asked for every so many packets, while conntrack is not content", func(t *testing.T) {
 		n.tb = t
 		n.reset()
-		n.begin(blueUDP)
-		b := passage{podOut, blueUDP, blueUDP}
+		n.tracked(blueTCP)
+		n.entry(blueTCP, withTCPState(tcpLastAck))
+		b := passage{podOut, blueTCP, blueTCP}
 		n.behind(twins[b.name], b, b.frame(t, 100))
-		n.entry(blueUDP, withStatus(ipsConfirmed|ipsSeenReply|ipsAssured))
+		n.entry(blueTCP, withTCPState(tcpEstablished))
 		for i := range newcomer {
 			n.runProgram(twins[b.name], b.name, b.frame(t, 100), 0, b.came(n))
 			if n.witnesses() != 0 {
@@ -153,7 +165,7 @@ func TestNewcomersAreNotWitnessed(t *testing.T) {
 			}
 		}
 		n.runProgram(twins[b.name], b.name, b.frame(t, 100), 0, b.came(n))
-		if _, ok := n.witnessOf(blueUDP); !ok {
+		if _, ok := n.witnessOf(blueTCP); !ok {
 			t.Error("conntrack was not asked again")
 		}
 	})
@@ -226,49 +238,49 @@ func TestWhatIsNotWitnessed(t *testing.T) {
 		only   tcProgram
 	}
 	situations := map[string]situation{
-		"conntrack does not know the flow":           {given: untracked},
-		"a connection in state LAST_ACK":             {given: func(n *node) { n.entry(ourTCP, withTCPState(tcpLastAck)); n.entry(blueTCP, withTCPState(tcpLastAck)) }},
-		"a connection in state SYN_RECV":             {given: func(n *node) { n.entry(ourTCP, withTCPState(tcpSynRecv)); n.entry(blueTCP, withTCPState(tcpSynRecv)) }},
-		"express is switched off on the node":        {given: inForce(func(f *weftInForce) { f.Off = uint32(weftOffOFF_EXPRESS) })},
-		"the agent holds express back":               {given: beat(func(p *weftPulse) { p.Held = 1 })},
-		"the agent has stopped":                      {given: beat(func(p *weftPulse) { p.Beat = 0 })},
-		"a TOS that the host set":                    {broken: []mutation{setIP(atIP, 1, 0xb8)}, reason: weftReasonREASON_FLOW_MANGLED},
-		"an ECN mark that the host set":              {broken: []mutation{setIP(atIP, 1, 0x01)}, reason: weftReasonREASON_FLOW_MANGLED},
-		"a TTL that the host set":                    {broken: []mutation{setIP(atIP, 8, 64)}, reason: weftReasonREASON_FLOW_MANGLED},
-		"a TTL that the host set to the highest":     {broken: []mutation{setIP(atIP, 8, 255)}, reason: weftReasonREASON_FLOW_MANGLED},
-		"a TTL that fell by two":                     {broken: []mutation{setIP(atIP, 8, 62)}, reason: weftReasonREASON_FLOW_MANGLED},
-		"a stamp that somebody wiped":                {stamp: -1},
-		"a stamp of somebody else's":                 {stamp: 1, reason: weftReasonREASON_FLOW_MANGLED},
-		"SYN":                                        {broken: []mutation{set(atIP+20+13, 0x02)}},
-		"SYN and ACK":                                {broken: []mutation{set(atIP+20+13, 0x12)}},
-		"FIN":                                        {broken: []mutation{set(atIP+20+13, 0x11)}},
-		"RST":                                        {broken: []mutation{set(atIP+20+13, 0x14)}},
-		"without ACK":                                {broken: []mutation{set(atIP+20+13, 0x08)}},
-		"a first fragment":                           {broken: []mutation{setIP(atIP, 6, 0x20)}},
-		"a later fragment":                           {broken: []mutation{setIP(atIP, 6, 0, 9)}},
-		"a wrong header checksum":                    {broken: []mutation{set(atIP+10, 0xde, 0xad)}},
-		"a trailer":                                  {broken: []mutation{trailer(3)}},
-		"a protocol without ports":                   {broken: []mutation{setIP(atIP, 9, 253)}},
-		"of the host itself":                         {came: func(s *skBuff) { s.IngressIfindex = 0 }},
-		"come by the uplink":                         {came: func(s *skBuff) { s.IngressIfindex = n.uplink }},
-		"from a peer to another":                     {only: overlayOut, came: func(s *skBuff) { s.IngressIfindex = n.overlay }},
-		"from another pod of ours":                   {only: podOut, came: func(s *skBuff) { s.IngressIfindex = n.otherVeth }},
-		"flooded to the wrong pod":                   {only: podOut, came: func(s *skBuff) { s.IngressIfindex, s.Ifindex = n.overlay, n.otherVeth }},
-		"flooded to who routes for others":           {only: podOut, broken: []mutation{set(0, mustMAC(otherPodMAC)...)}},
-		"from who is not the gateway":                {only: podOut, broken: []mutation{set(6, mustMAC(otherPodMAC)...)}},
-		"broadcast":                                  {only: podOut, broken: []mutation{set(0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)}},
-		"to an address that no pod of ours has":      {only: podOut, given: withoutPod},
-		"to a MAC that is not the peer's":            {only: overlayOut, broken: []mutation{set(0, mustMAC(greenMAC)...)}, reason: weftReasonREASON_DESTINATION_MAC},
-		"to an address that no peer has":             {only: overlayOut, broken: []mutation{setIP(atIP, 16, 10, 244, 77, 1)}, reason: weftReasonREASON_DESTINATION_UNKNOWN},
-		"UDP that is not assured yet":                {given: func(n *node) { untracked(n); n.begin(ourUDP); n.begin(blueUDP) }},
-		"an entry that was made by netlink, special": {given: madeByNetlink(ourTCP, blueTCP)},
+		"conntrack does not know the flow":            {given: untracked},
+		"a connection in state LAST_ACK":              {given: func(n *node) { n.entry(ourTCP, withTCPState(tcpLastAck)); n.entry(blueTCP, withTCPState(tcpLastAck)) }},
+		"a connection in state SYN_RECV":              {given: func(n *node) { n.entry(ourTCP, withTCPState(tcpSynRecv)); n.entry(blueTCP, withTCPState(tcpSynRecv)) }},
+		"express is switched off on the node":         {given: inForce(func(f *weftInForce) { f.Off = uint32(weftOffOFF_EXPRESS) })},
+		"the agent holds express back":                {given: beat(func(p *weftPulse) { p.Held = 1 })},
+		"the agent has stopped":                       {given: beat(func(p *weftPulse) { p.Beat = 0 })},
+		"a TOS that the host set":                     {broken: []mutation{setIP(atIP, 1, 0xb8)}, reason: weftReasonREASON_FLOW_MANGLED},
+		"an ECN mark that the host set":               {broken: []mutation{setIP(atIP, 1, 0x01)}, reason: weftReasonREASON_FLOW_MANGLED},
+		"a TTL that the host set":                     {broken: []mutation{setIP(atIP, 8, 64)}, reason: weftReasonREASON_FLOW_MANGLED},
+		"a TTL that the host set to the highest":      {broken: []mutation{setIP(atIP, 8, 255)}, reason: weftReasonREASON_FLOW_MANGLED},
+		"a TTL that fell by two":                      {broken: []mutation{setIP(atIP, 8, 62)}, reason: weftReasonREASON_FLOW_MANGLED},
+		"a stamp that somebody wiped":                 {stamp: -1},
+		"a stamp of somebody else's":                  {stamp: 1, reason: weftReasonREASON_FLOW_MANGLED},
+		"SYN":                                         {broken: []mutation{set(atIP+20+13, 0x02)}},
+		"SYN and ACK":                                 {broken: []mutation{set(atIP+20+13, 0x12)}},
+		"FIN":                                         {broken: []mutation{set(atIP+20+13, 0x11)}},
+		"RST":                                         {broken: []mutation{set(atIP+20+13, 0x14)}},
+		"without ACK":                                 {broken: []mutation{set(atIP+20+13, 0x08)}},
+		"a first fragment":                            {broken: []mutation{setIP(atIP, 6, 0x20)}},
+		"a later fragment":                            {broken: []mutation{setIP(atIP, 6, 0, 9)}},
+		"a wrong header checksum":                     {broken: []mutation{set(atIP+10, 0xde, 0xad)}},
+		"a trailer":                                   {broken: []mutation{trailer(3)}},
+		"a protocol without ports":                    {broken: []mutation{setIP(atIP, 9, 253)}},
+		"of the host itself":                          {came: func(s *skBuff) { s.IngressIfindex = 0 }},
+		"come by the uplink":                          {came: func(s *skBuff) { s.IngressIfindex = n.uplink }},
+		"from a peer to another":                      {only: overlayOut, came: func(s *skBuff) { s.IngressIfindex = n.overlay }},
+		"from another pod of ours":                    {only: podOut, came: func(s *skBuff) { s.IngressIfindex = n.otherVeth }},
+		"flooded to the wrong pod":                    {only: podOut, came: func(s *skBuff) { s.IngressIfindex, s.Ifindex = n.overlay, n.otherVeth }},
+		"flooded to who routes for others":            {only: podOut, broken: []mutation{set(0, mustMAC(otherPodMAC)...)}},
+		"from who is not the gateway":                 {only: podOut, broken: []mutation{set(6, mustMAC(otherPodMAC)...)}},
+		"broadcast":                                   {only: podOut, broken: []mutation{set(0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)}},
+		"to an address that no pod of ours has":       {only: podOut, given: withoutPod},
+		"to a MAC that is not the peer's":             {only: overlayOut, broken: []mutation{set(0, mustMAC(greenMAC)...)}, reason: weftReasonREASON_DESTINATION_MAC},
+		"to an address that no peer has":              {only: overlayOut, broken: []mutation{setIP(atIP, 16, 10, 244, 77, 1)}, reason: weftReasonREASON_DESTINATION_UNKNOWN},
+		"the first answer, as far as conntrack knows": {given: func(n *node) { untracked(n); n.show(ourUDP.answers(), nil); n.show(blueUDP.answers(), nil) }},
+		"an entry that was made by netlink, special":  {given: madeByNetlink(ourTCP, blueTCP)},
 	}
 	for name, c := range situations {
 		for _, b := range []passage{out, in} {
 			if c.only != "" && c.only != b.name {
 				continue
 			}
-			if name == "UDP that is not assured yet" {
+			if strings.HasPrefix(name, "the first answer") {
 				b.begun, b.sent = ourUDP, ourUDP
 				if b.name == podOut {
 					b.begun, b.sent = blueUDP, blueUDP
@@ -335,6 +347,7 @@ func TestWitnessIsWrittenAgain(t *testing.T) {
 		"seen lately":             {age: 100 * time.Millisecond, kept: true},
 		"seen some time ago":      {age: 300 * time.Millisecond},
 		"seen long ago":           {age: time.Hour},
+		"seen before an answer":   {change: func(w *weftWitness) { w.Status = 0 }, age: 300 * time.Millisecond},
 		"seen in another epoch":   {change: func(w *weftWitness) { w.Epoch-- }},
 		"seen at another device":  {change: func(w *weftWitness) { w.Device++ }},
 		"seen with another mark":  {change: func(w *weftWitness) { w.Mark++ }},
@@ -487,7 +500,7 @@ func TestMoreFlowsThanWitnesses(t *testing.T) {
 		flows, all := make([]weftFlow, room), make([]weftWitness, room)
 		for i := range flows {
 			flows[i] = weftFlow{Saddr: rand.Uint32(), Daddr: rand.Uint32(), Sport: uint16(rand.Uint32()), Dport: 1, Protocol: 6}
-			all[i] = weftWitness{Seen: coarseNow(), Epoch: epoch, Device: n.veth}
+			all[i] = weftWitness{Seen: coarseNow(), Epoch: epoch, Device: n.veth, Status: assured.status()}
 		}
 		if _, err := n.accel.objects.Witnesses.BatchUpdate(flows, all, nil); err != nil {
 			t.Fatal(err)
@@ -517,6 +530,7 @@ func TestConntrackEntriesAreKeptAlive(t *testing.T) {
 	// Another time is written than is looked for, so that writing shows.
 	times := func(f *weftInForce) {
 		f.UdpStream = weftTimeout{Ms: 77_000, Jiffies: 120 * ticks, Slack: ticks}
+		f.Udp = weftTimeout{Ms: 11_000, Jiffies: 30 * ticks, Slack: ticks}
 		f.TcpUnacknowledged = weftTimeout{Ms: 222_000, Jiffies: 300 * ticks, Slack: ticks}
 		f.TcpEstablished = weftTimeout{Ms: 3333_000, Jiffies: 5000 * ticks, Slack: ticks}
 	}
@@ -533,6 +547,11 @@ func TestConntrackEntriesAreKeptAlive(t *testing.T) {
 		"UDP, two seconds off":                    {blueUDP, 100, 118, 77},
 		"UDP, two seconds above":                  {blueUDP, 100, 122, 77},
 		"UDP, far above":                          {blueUDP, 100, 9999, 77},
+		"UDP that nobody answers, low":            {blueMonologue, 100, 5, 11},
+		"UDP that nobody answers, at its time":    {blueMonologue, 100, 30, 30},
+		"UDP that nobody answers, as assured":     {blueMonologue, 100, 120, 11},
+		"UDP answered lately, low":                {blueDialogue, 100, 5, 11},
+		"UDP answered lately, at its time":        {blueDialogue, 100, 30, 30},
 		"TCP with data, low":                      {blueTCP, 100, 5, 222},
 		"TCP with data, at its time":              {blueTCP, 100, 300, 300},
 		"TCP with data, two seconds off":          {blueTCP, 100, 298, 222},
@@ -557,6 +576,9 @@ func TestConntrackEntriesAreKeptAlive(t *testing.T) {
 			}},
 			{podOut, func() outcome { return n.behind(twins[podOut], to, to.frame(t, c.size)) }},
 		} {
+			if c.f.talk == unanswered && (way.name == podIn || way.name == overlayOut) {
+				continue // the way of the answers
+			}
 			t.Run(name+", "+string(way.name), func(t *testing.T) {
 				n.tb = t
 				n.reset()
@@ -668,14 +690,17 @@ func TestTimeoutsAreTheHosts(t *testing.T) {
 	}
 	check("established", n.runtime.TcpEstablished, 432000)
 	check("unacknowledged", n.runtime.TcpUnacknowledged, 300)
-	check("udp", n.runtime.UdpStream, 120)
+	check("udp that is assured", n.runtime.UdpStream, 120)
+	check("udp that is not assured", n.runtime.Udp, 30)
 	n.setSysctl("net/netfilter/nf_conntrack_tcp_timeout_established", "7200")
 	n.setSysctl("net/netfilter/nf_conntrack_tcp_timeout_unacknowledged", "2")
 	n.setSysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "33")
+	n.setSysctl("net/netfilter/nf_conntrack_udp_timeout", "8")
 	n.sync()
 	check("established", n.runtime.TcpEstablished, 7200)
 	check("unacknowledged", n.runtime.TcpUnacknowledged, 2)
-	check("udp", n.runtime.UdpStream, 33)
+	check("udp that is assured", n.runtime.UdpStream, 33)
+	check("udp that is not assured", n.runtime.Udp, 8)
 	// More than milliseconds in 31 bits can say: what is looked for must be what
 	// is written, or every packet writes.
 	n.setSysctl("net/netfilter/nf_conntrack_tcp_timeout_established", "5000000")

@@ -65,7 +65,7 @@ var Reasons = [weftReasonREASON_COUNT]Reason{
 	weftReasonREASON_FLOW_CONTROL:       {"flow_control", "not express: TCP SYN, FIN or RST, which conntrack has to see"},
 	weftReasonREASON_FLOW_UNWITNESSED:   {"flow_unwitnessed", "not express yet: no packet of the flow was seen to come through the host's rules"},
 	weftReasonREASON_FLOW_UNTRACKED:     {"flow_untracked", "not express: conntrack does not know the flow"},
-	weftReasonREASON_FLOW_UNESTABLISHED: {"flow_unestablished", "not express: conntrack does not call the flow established (UDP: for two seconds, in both directions)"},
+	weftReasonREASON_FLOW_UNESTABLISHED: {"flow_unestablished", "not express: conntrack does not call the flow established (UDP: it is the first answer)"},
 	weftReasonREASON_FLOW_SPECIAL:       {"flow_special", "not express: the flow needs the host's stack (a conntrack helper, zone, timeout policy or offload, IPVS, or NAT of UDP without checksum)"},
 	weftReasonREASON_FLOW_MANGLED:       {"flow_mangled", "not express: the host's rules change the TTL or DSCP of the flow"},
 	weftReasonREASON_WITNESS_STALE:      {"witness_stale", "not express: the host's rules or routes may have changed since the flow was last seen to come through them, or it was too long ago"},

@@ -90,6 +90,7 @@ func (f *weftInForce) readSettings() {
 	f.TcpEstablished = timeout("tcp_timeout_established", 432000)
 	f.TcpUnacknowledged = timeout("tcp_timeout_unacknowledged", 300)
 	f.UdpStream = timeout("udp_timeout_stream", 120)
+	f.Udp = timeout("udp_timeout", 30)
 }
 
 // timeout reads one of conntrack's timeouts. A timer that express keeps may be

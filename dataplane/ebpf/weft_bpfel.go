@@ -67,7 +67,9 @@ type weftInForce struct {
 	ByMark            uint32
 	TcpEstablished    weftTimeout
 	TcpUnacknowledged weftTimeout
+	Udp               weftTimeout
 	UdpStream         weftTimeout
+	Pad               uint32
 	Stamp             uint32
 	Nonce             uint64
 	Overlay6          uint32
@@ -270,6 +272,7 @@ type weftWitness struct {
 	Seen     uint64
 	Renewal  uint64
 	Tracked  uint64
+	Whole    uint64
 	As       weftFlow
 	Epoch    uint32
 	Device   uint32
@@ -277,7 +280,8 @@ type weftWitness struct {
 	Priority uint32
 	Hash     uint32
 	Turn     uint16
-	Pad      uint16
+	Status   uint8
+	Pad      uint8
 }
 
 // Names of all BPF objects in the ELF.

@@ -375,7 +375,7 @@ func (c *talk) askFor(d, pause time.Duration) error {
 }
 
 // assuredAfter is how long a UDP flow has to be answered until conntrack calls it
-// assured, without which there is no express.
+// assured. With that express ends for a moment.
 const assuredAfter = 2300 * time.Millisecond
 
 // mustConnectUDP makes a UDP flow that conntrack calls assured, to an address that
