@@ -99,8 +99,12 @@ static __always_inline void survive_reset(struct __sk_buff *skb, const struct in
 	struct nf_conn *ct;
 
 	/* Whatever else there is about it: conntrack has seen it. */
-	if (ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_OFFSET) ||
-	    bpf_skb_load_bytes(skb, transport + 13, &flags, sizeof(flags)) || !(flags & TCP_RST))
+	if (ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_OFFSET))
+		return;
+	/* A fragment that ends before the flags may be one. */
+	if (bpf_skb_load_bytes(skb, transport + 13, &flags, sizeof(flags)))
+		flags = ip->frag_off & bpf_htons(IP_MF) ? TCP_RST : 0;
+	if (!(flags & TCP_RST))
 		return;
 	if (bpf_skb_load_bytes(skb, transport, &answers.dport, sizeof(__be16)) ||
 	    bpf_skb_load_bytes(skb, transport + 2, &answers.sport, sizeof(__be16)) ||

@@ -619,6 +619,7 @@ func TestEntrySurvivesAResetThatNobodyVerified(t *testing.T) {
 	n := newPodNode(t)
 	twins := n.twins()
 	rst := func(frame []byte) []byte { return set(atIP+20+13, 0x04)(frame) }
+	firstEight := func(p []byte) []byte { return setIP(atIP, 2, 0, 28)(setIP(atIP, 6, 0x20)(p[:atIP+28])) }
 	for name, broken := range map[string]mutation{
 		"with a TTL that ends here": func(p []byte) []byte { return setIP(atIP, 8, 1)(rst(p)) },
 		"with IP options": func(p []byte) []byte {
@@ -627,6 +628,7 @@ func TestEntrySurvivesAResetThatNobodyVerified(t *testing.T) {
 		},
 		"with a trailer":                func(p []byte) []byte { return trailer(4)(rst(p)) },
 		"in fragments":                  func(p []byte) []byte { return setIP(atIP, 6, 0x20)(rst(p)) },
+		"in fragments of eight bytes":   func(p []byte) []byte { return firstEight(rst(p)) },
 		"with a TOS that the host sets": func(p []byte) []byte { return setIP(atIP, 1, 0x28)(rst(p)) },
 	} {
 		t.Run(name, func(t *testing.T) {
