@@ -69,6 +69,10 @@ func (ss *session) list(ctx context.Context) error {
 	for _, kv := range answer.Kvs {
 		ss.table.Put(strings.TrimPrefix(string(kv.Key), ss.directory), kv)
 	}
+	if ss.listed != nil {
+		ss.table.After(ss.listed)
+	}
+	ss.listed = ss.table
 	ss.revision, ss.cluster = answer.Header.Revision, answer.Header.ClusterId
 	return nil
 }

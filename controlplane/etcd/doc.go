@@ -35,10 +35,11 @@
 //   - In a network that has become one of both families, or has lost one, a node
 //     keeps the prefix that still fits.
 //   - When the node's address changes its lease is rewritten.
-//   - A peer whose prefix overlaps ours or that of a peer that was there first,
-//     or whose lease can't be understood, is left out and named in the log. One
-//     of which only the backend data can't be is a node that has not told its
-//     MAC: it can't be reached, but its public IP and prefix are known.
+//   - A peer that claims what is ours or a peer's that was there first, or whose
+//     lease can't be understood, is left out and named in the log. One of which
+//     only the backend data can't be is a node that has not told its MAC: it can't
+//     be reached, but its public IP and prefix are known. As with flanneld, a
+//     lease that could be understood before stays in force as it was.
 //
 // The configuration is read when the store starts, as flanneld does: it can't
 // change under running pods. A change is logged when it is noticed, which is

@@ -47,6 +47,8 @@ type Store struct {
 	created string
 	// before are prefixes to ask for again, the best first.
 	before []netip.Prefix
+	// listed are the leases as they were known last.
+	listed *table
 	// said is what the log has about other leases, by their keys.
 	said map[string]string
 	last state.State

@@ -68,16 +68,43 @@ func (t *table) Put(key string, kv *mvccpb.KeyValue) {
 		e.prefixes = append(e.prefixes, v6)
 	}
 	if len(kv.Value) > maxValue {
+		e.lease = flannel.Lease{Prefix: v4, PrefixV6: v6, Broken: true, BrokenV6: true}
 		e.fault = fmt.Errorf("its value has %d bytes, and more than %d are not looked at", len(kv.Value), maxValue)
-		t.entries[key] = e
-		return
+	} else {
+		e.value = string(kv.Value)
+		e.lease, err = flannel.ParseLease(key, kv.Value)
+		// What is wrong with one family does not harm the other.
+		e.peers, e.fault = e.lease.Peers(nodeName(e.lease), t.config)
+		e.fault = errors.Join(err, e.fault)
 	}
-	e.value = string(kv.Value)
-	e.lease, err = flannel.ParseLease(key, kv.Value)
-	// What is wrong with one family does not harm the other.
-	e.peers, e.fault = e.lease.Peers(nodeName(e.lease), t.config)
-	e.fault = errors.Join(err, e.fault)
-	t.entries[key] = e
+	t.entries[key] = e.after(t.entries[key], t.config)
+}
+
+// After fills in what was known before of leases that are still there and say
+// nothing now that can be used.
+func (t *table) After(before *table) {
+	for key, e := range t.entries {
+		t.entries[key] = e.after(before.entries[key], t.config)
+	}
+}
+
+// after fills in what the same lease said before, of prefixes of which it now says
+// nothing that can be used: as flannel does, we go by that until it says something
+// better, or is deleted.
+func (e entry) after(old entry, c flannel.Config) entry {
+	if old.created != e.created {
+		return e // another lease of that key
+	}
+	for _, prefix := range e.lease.Unread(c) {
+		of := func(p state.Peer) bool { return p.Prefix == prefix }
+		i := slices.IndexFunc(old.peers, of)
+		if i < 0 || old.peers[i].MAC.IsZero() {
+			continue // nothing sound before
+		}
+		e.peers = append(slices.DeleteFunc(slices.Clone(e.peers), of), old.peers[i])
+		e.fault = fmt.Errorf("going by what it said before of %s: %w", prefix, e.fault)
+	}
+	return e
 }
 
 // Delete forgets a key.
@@ -93,22 +120,23 @@ func (t *table) Taken() []netip.Prefix {
 }
 
 // Peers lists the peers of the node with the lease own, in no order, and says
-// by the keys of their leases what is wrong with those that are left out. Where
-// prefixes overlap, ours counts first, and then that of the lease that is
+// by the keys of their leases what is wrong with those that are left out. What
+// several claim is ours (see claims.Judgement), and then that of the lease that is
 // oldest.
 func (t *table) Peers(own entry) ([]state.Peer, map[string]error) {
 	others := slices.SortedFunc(maps.Values(t.entries), func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.key, b.key))
 	})
-	var set claims.Set[netip.Prefix]
-	for _, e := range append(others, own) {
-		for _, p := range e.prefixes {
-			set.Expect(p)
+	var prefixes claims.Lengths
+	for _, e := range others {
+		for _, p := range e.peers {
+			prefixes.Note(p.Prefix)
 		}
 	}
-	for _, p := range own.prefixes {
-		set.Add(p, p)
-	}
+	l := own.lease
+	judgement := claims.NewJudgement(state.Local{
+		Node: nodeName(l), Prefixes: own.prefixes, PublicIP: l.PublicIP, PublicIPv6: l.PublicIPv6, MAC: l.MAC, MACv6: l.MACv6,
+	}, prefixes)
 	peers := make([]state.Peer, 0, len(others))
 	faults := map[string]error{}
 	for _, e := range others {
@@ -119,16 +147,13 @@ func (t *table) Peers(own entry) ([]state.Peer, map[string]error) {
 			faults[e.key] = e.fault
 		}
 		for _, p := range e.peers {
-			if p.PublicIP == own.lease.PublicIP || p.PublicIP == own.lease.PublicIPv6 {
-				faults[e.key] = errors.Join(faults[e.key], fmt.Errorf("%s is at %s, which is our own address", p.Prefix, p.PublicIP))
-				continue
+			p, why := judgement.Peer(p)
+			if why != "" {
+				faults[e.key] = errors.Join(faults[e.key], errors.New(why))
 			}
-			if other, ok := set.Overlapping(p.Prefix); ok {
-				faults[e.key] = errors.Join(faults[e.key], fmt.Errorf("%s overlaps %s, whose lease is older or ours", p.Prefix, other))
-				continue
+			if p.Prefix.IsValid() {
+				peers = append(peers, p)
 			}
-			set.Add(p.Prefix, p.Prefix)
-			peers = append(peers, p)
 		}
 	}
 	return peers, faults

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-net/weft/controlplane/claims"
 	"github.com/weft-net/weft/controlplane/flannel"
+	"github.com/weft-net/weft/dataplane/state"
 )
 
 func TestFreePrefixes(t *testing.T) {
@@ -73,6 +74,80 @@ func TestChoosingAmongTheFirstFree(t *testing.T) {
 	must(t, err)
 	if fmt.Sprint(chosen) != "[10.244.2.0/24 fd00:10:244:77::/64]" {
 		t.Errorf("%v", chosen)
+	}
+}
+
+// What several nodes claim is ours, and then the oldest lease's: a prefix, a MAC,
+// and that an address is a node's and not a pod's.
+func TestWhatTwoLeasesClaim(t *testing.T) {
+	config, err := flannel.ParseEtcdConfig([]byte(`{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}`))
+	must(t, err)
+	own := entry{key: "10.244.1.0-24", prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
+	own.lease = flannel.Lease{PublicIP: netip.MustParseAddr("10.9.0.1"), MAC: state.MAC{2, 0, 0, 0, 0, 1}}
+	lease := func(ip string, mac int) string {
+		return fmt.Sprintf(`{"PublicIP":%q,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}}`, ip, mac)
+	}
+	for what, c := range map[string]struct{ older, younger, want string }{
+		"another's MAC":            {"10.244.3.0-24=" + lease("10.9.0.3", 3), "10.244.2.0-24=" + lease("10.9.0.2", 3), "10.244.2.0/24 00, 10.244.3.0/24 03"},
+		"our MAC":                  {"10.244.3.0-24=" + lease("10.9.0.3", 1), "10.244.2.0-24=" + lease("10.9.0.2", 2), "10.244.2.0/24 02, 10.244.3.0/24 00"},
+		"a node in another's pods": {"10.244.3.0-24=" + lease("10.9.0.3", 3), "10.244.2.0-24=" + lease("10.244.3.7", 2), "10.244.3.0/24 03"},
+		"pods around another node": {"10.244.3.0-24=" + lease("10.9.0.3", 3), "10.9.0.0-24=" + lease("10.8.0.2", 2), "10.244.3.0/24 03"},
+		"a node in our pods":       {"10.244.3.0-24=" + lease("10.9.0.3", 3), "10.244.2.0-24=" + lease("10.244.1.7", 2), "10.244.3.0/24 03"},
+		"half of another's prefix": {"10.244.3.0-24=" + lease("10.9.0.3", 3), "10.244.3.128-25=" + lease("10.9.0.2", 2), "10.244.3.0/24 03"},
+	} {
+		table := newTable(config)
+		for i, text := range []string{c.younger, c.older} {
+			key, value, _ := strings.Cut(text, "=")
+			table.Put(key, &mvccpb.KeyValue{Value: []byte(value), CreateRevision: int64(9 - i)})
+		}
+		peers, faults := table.Peers(own)
+		slices.SortFunc(peers, func(a, b state.Peer) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+		var got []string
+		for _, p := range peers {
+			got = append(got, fmt.Sprintf("%s %02x", p.Prefix, p.MAC[5]))
+		}
+		if strings.Join(got, ", ") != c.want || len(faults) != 1 {
+			t.Errorf("%s: %v, want %s; faults %v", what, got, c.want, faults)
+		}
+	}
+}
+
+// A lease that can't be understood any more is gone by as it was, as flannel does;
+// not beyond its deletion.
+func TestLeaseThatTurnsToNonsense(t *testing.T) {
+	config, err := flannel.ParseEtcdConfig([]byte(network))
+	must(t, err)
+	const key = "10.244.2.0-24"
+	own := entry{key: "10.244.1.0-24", prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
+	own.lease = flannel.Lease{PublicIP: netip.MustParseAddr("192.0.2.1")}
+	for _, nonsense := range []string{
+		"", "{", `{"PublicIP":"x","BackendType":"vxlan"}`, `{"PublicIP":"192.0.2.2","BackendType":"udp"}`,
+		strings.Replace(value(2), "02:00", "ff:ff", 1), value(2) + strings.Repeat(" ", maxValue),
+	} {
+		table := newTable(config)
+		see := func(created int64, value string, want bool, faults int) {
+			t.Helper()
+			table.Put(key, &mvccpb.KeyValue{Value: []byte(value), CreateRevision: created})
+			for _, how := range []string{"a watch", "a list"} {
+				peers, wrong := table.Peers(own)
+				reached := len(peers) == 1 && !peers[0].MAC.IsZero()
+				if reached != want || len(wrong) != faults {
+					t.Errorf("%.80q, by %s: %v, %v", nonsense, how, peers, wrong)
+				}
+				listed := newTable(config)
+				listed.Put(key, &mvccpb.KeyValue{Value: []byte(value), CreateRevision: created})
+				listed.After(table)
+				table = listed
+			}
+		}
+		see(1, nonsense, false, 1)
+		see(1, value(2), true, 0)
+		see(1, nonsense, true, 1)
+		see(1, nonsense, true, 1)
+		table.Delete(key)
+		see(3, nonsense, false, 1)
+		see(3, value(2), true, 0)
+		see(4, nonsense, false, 1) // it was deleted and made again unseen
 	}
 }
 

@@ -173,6 +173,7 @@ func TestHostileAnnotations(t *testing.T) {
 	onlyV6, withoutData := good, good
 	onlyV6.PublicIP, onlyV6.MAC, onlyV6.VNI = addr(""), state.MAC{}, 0
 	withoutData.MAC, withoutData.VNI = state.MAC{}, 0
+	onlyV6.Broken, withoutData.Broken = true, true
 	names := "annotations flannel.alpha.coreos.com/public-ip and flannel.alpha.coreos.com/backend-data: "
 	for _, test := range []struct{ key, value, err string }{
 		{keys.PublicIP, "$(reboot)", `"$(reboot)" is no IPv4 address`},

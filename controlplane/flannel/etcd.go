@@ -95,12 +95,14 @@ func ParseLease(key string, value []byte) (Lease, error) {
 	if l.Prefix, l.PrefixV6, err = ParseLeaseKey(key); err != nil {
 		return Lease{}, err
 	}
+	broken := l
+	broken.Broken, broken.BrokenV6 = true, true
 	if len(value) > maxLeaseValue {
-		return l, fmt.Errorf("lease %s has a value of %d bytes; the limit is %d", key, len(value), maxLeaseValue)
+		return broken, fmt.Errorf("lease %s has a value of %d bytes; the limit is %d", key, len(value), maxLeaseValue)
 	}
 	var v leaseValue
 	if err := json.Unmarshal(value, &v); err != nil {
-		return l, fmt.Errorf("lease %s: %s is no lease; one is written as %s", key, quote(value), exampleLease)
+		return broken, fmt.Errorf("lease %s: %s is no lease; one is written as %s", key, quote(value), exampleLease)
 	}
 	l.BackendType = v.BackendType
 	var f faults
@@ -134,12 +136,10 @@ func (l *Lease) parseHalf(v6 bool, publicIP string, data []byte) error {
 	}
 	var h half
 	var err error
-	if h.publicIP, err = parsePublicIP(publicIP, v6); err != nil {
-		return err
-	}
-	if l.BackendType == BackendType {
+	if h.publicIP, err = parsePublicIP(publicIP, v6); err == nil && l.BackendType == BackendType {
 		err = h.parseVTEP(data)
 	}
+	h.broken = err != nil
 	l.tell(v6, h)
 	return err
 }

@@ -31,6 +31,9 @@ type Lease struct {
 	VNI, VNIv6 uint32
 	// BackendType is vxlan unless the node runs something else.
 	BackendType string
+	// Broken and BrokenV6 tell that what the node says about a family can't be
+	// understood.
+	Broken, BrokenV6 bool
 }
 
 // half is one family's part of a lease.
@@ -39,22 +42,23 @@ type half struct {
 	publicIP netip.Addr
 	mac      state.MAC
 	vni      uint32
+	broken   bool
 }
 
 // half returns the part of a family.
 func (l Lease) half(v6 bool) half {
 	if v6 {
-		return half{l.PrefixV6, l.PublicIPv6, l.MACv6, l.VNIv6}
+		return half{l.PrefixV6, l.PublicIPv6, l.MACv6, l.VNIv6, l.BrokenV6}
 	}
-	return half{l.Prefix, l.PublicIP, l.MAC, l.VNI}
+	return half{l.Prefix, l.PublicIP, l.MAC, l.VNI, l.Broken}
 }
 
 // tell fills in what the node publishes about a family.
 func (l *Lease) tell(v6 bool, h half) {
 	if v6 {
-		l.PublicIPv6, l.MACv6, l.VNIv6 = h.publicIP, h.mac, h.vni
+		l.PublicIPv6, l.MACv6, l.VNIv6, l.BrokenV6 = h.publicIP, h.mac, h.vni, h.broken
 	} else {
-		l.PublicIP, l.MAC, l.VNI = h.publicIP, h.mac, h.vni
+		l.PublicIP, l.MAC, l.VNI, l.Broken = h.publicIP, h.mac, h.vni, h.broken
 	}
 }
 
@@ -69,6 +73,10 @@ func (h half) complete() bool { return h.publicIP.IsValid() && !h.mac.IsZero() &
 // A node that has told another VNI is a peer all the same, as it is with
 // flannel, and stands in the error: it drops what is sent to it, but the way
 // there must not lead elsewhere in the meantime.
+//
+// A node that has told a public IP and broken data is a peer without a MAC: it
+// can't be reached, but it may send. With DirectRouting it could be reached
+// without a MAC, where flannel does not: there it is no peer.
 func (l Lease) Peers(node string, c Config) ([]state.Peer, error) {
 	var peers []state.Peer
 	var f faults
@@ -88,12 +96,33 @@ func (l Lease) Peers(node string, c Config) ([]state.Peer, error) {
 			f.add("node %s: %w", quote(node), err)
 			continue
 		}
+		if h.broken && c.DirectRouting {
+			continue // which Parse has complained of
+		}
 		if h.vni != 0 && h.vni != c.VNI {
 			f.add("node %s has the VNI %d, and this network %d: it drops what is sent to %s; start its flanneld or weft again", quote(node), h.vni, c.VNI, h.prefix)
 		}
 		peers = append(peers, state.Peer{Node: node, Prefix: h.prefix, PublicIP: h.publicIP, MAC: h.mac})
 	}
 	return peers, f.err()
+}
+
+// Unread lists the prefixes, one per family that both the node and the network c
+// have, of which the node says nothing that can be used, though it says something:
+// broken values, or another backend. Who knows what the node said about them
+// before goes by that, as flannel does.
+func (l Lease) Unread(c Config) []netip.Prefix {
+	var unread []netip.Prefix
+	for _, v6 := range []bool{false, true} {
+		h, network := l.half(v6), c.Network
+		if v6 {
+			network = c.IPv6Network
+		}
+		if network.IsValid() && h.prefix.IsValid() && (h.broken || h.publicIP.IsValid() && l.BackendType != BackendType) {
+			unread = append(unread, h.prefix)
+		}
+	}
+	return unread
 }
 
 // check tells why a family's part can't be a peer.

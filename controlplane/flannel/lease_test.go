@@ -1,6 +1,7 @@
 package flannel
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -262,9 +263,10 @@ func TestLeaseWithABadValueStillTakesItsPrefixes(t *testing.T) {
 	if _, err := ParseLease("10.244.25.0-24", []byte(largest)); err != nil {
 		t.Error(err)
 	}
-	for _, value := range []string{"", "{", `{"PublicIP":"x"}`, largest + " "} {
+	for value, brokenV6 := range map[string]bool{"": true, "{": true, `{"PublicIP":"x"}`: false, largest + " ": true} {
 		l, err := ParseLease("10.244.25.0-24&fd00:10:244:1::-64", []byte(value))
-		if want := (Lease{Prefix: prefix("10.244.25.0/24"), PrefixV6: prefix("fd00:10:244:1::/64")}); err == nil || l != want {
+		want := Lease{Prefix: prefix("10.244.25.0/24"), PrefixV6: prefix("fd00:10:244:1::/64"), Broken: true, BrokenV6: brokenV6}
+		if err == nil || l != want {
 			t.Errorf("%.30q: %+v, %v", value, l, err)
 		}
 	}
@@ -276,13 +278,43 @@ func TestLeaseWithBrokenDataIsSomebodys(t *testing.T) {
 	for _, data := range []string{`"x"`, "7", `{"VNI":16777216}`, `{"VNI":5,"VtepMAC":"x"}`, strings.Repeat(" ", maxBackendData) + `"x"`} {
 		value := `{"PublicIP":"192.0.2.11","BackendType":"vxlan","BackendData":` + data + `}`
 		l, err := ParseLease("10.244.25.0-24", []byte(value))
-		want := Lease{Prefix: prefix("10.244.25.0/24"), PublicIP: addr("192.0.2.11"), BackendType: "vxlan"}
+		want := Lease{Prefix: prefix("10.244.25.0/24"), PublicIP: addr("192.0.2.11"), BackendType: "vxlan", Broken: true}
 		if err == nil || l != want {
 			t.Errorf("%.60q: %+v, %v", data, l, err)
 		}
 		peers, err := l.Peers("n", network)
 		if want := []state.Peer{{Node: "n", Prefix: want.Prefix, PublicIP: want.PublicIP}}; err != nil || !slices.Equal(peers, want) {
 			t.Errorf("%.60q: peers %+v, %v", data, peers, err)
+		}
+		// Without the tunnel it could be reached; flannel does not.
+		direct := network
+		direct.DirectRouting = true
+		if peers, err := l.Peers("n", direct); err != nil || len(peers) > 0 {
+			t.Errorf("%.60q: with DirectRouting peers %+v, %v", data, peers, err)
+		}
+	}
+}
+
+// What a node says that can't be used is told from what it does not say.
+func TestPrefixesOfWhichNothingUsefulIsSaid(t *testing.T) {
+	onlyV4 := network
+	onlyV4.IPv6Network = netip.Prefix{}
+	const v4, v6 = "10.244.25.0/24", "fd00:10:244:1::/64"
+	for value, want := range map[string]string{
+		`{"PublicIP":"192.0.2.11","PublicIPv6":"2001:db8::11","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:58:0a:f4:01:00"},"BackendV6Data":null}`: "[]",
+		`{"PublicIP":"192.0.2.11","PublicIPv6":"x","BackendType":"vxlan"}`:                                                                                       "[" + v6 + "]",
+		`{"PublicIP":"192.0.2.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":"x"}`:                                                                    "[" + v4 + "]",
+		`{"PublicIP":"","PublicIPv6":null,"BackendType":"vxlan","BackendData":"x"}`:                                                                              "[]",
+		`{"PublicIP":"192.0.2.11","PublicIPv6":null,"BackendType":"host-gw"}`:                                                                                    "[" + v4 + "]",
+		`{"PublicIP":"192.0.2.11","PublicIPv6":"2001:db8::11","BackendType":"host-gw"}`:                                                                          "[" + v4 + " " + v6 + "]",
+		`{`: "[" + v4 + " " + v6 + "]",
+	} {
+		l, _ := ParseLease("10.244.25.0-24&fd00:10:244:1::-64", []byte(value))
+		if got := fmt.Sprint(l.Unread(network)); got != want {
+			t.Errorf("%s: %s, want %s", value, got, want)
+		}
+		if got := l.Unread(onlyV4); len(got) > 0 && got[len(got)-1].Addr().Is6() {
+			t.Errorf("%s: %s in a network of IPv4", value, got)
 		}
 	}
 }

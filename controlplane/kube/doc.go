@@ -10,8 +10,10 @@
 // All Nodes are watched, and each is cut down to what is read here when it
 // arrives (node.go). What the peers are is computed from all of them at once
 // (peers.go), so that nodes that claim the same thing are judged the same way
-// on every node, whatever was heard first. What the own Node should say is
-// compared with what it says after every change of either (publish.go).
+// on every node, whatever was heard first. A Node whose annotations can't be
+// understood any more is gone by as it was, as with flanneld. What the own Node
+// should say is compared with what it says after every change of either
+// (publish.go).
 //
 // What the store needs to be allowed: get, list and watch nodes; patch
 // nodes/status; and to find the node's name from a pod's, get pods.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -34,6 +35,8 @@ type neighbor struct {
 	peers []state.Peer
 	// addresses are its Node's status addresses, in their order.
 	addresses []netip.Addr
+	// unread are its pod prefixes of which it says something that can't be used.
+	unread []netip.Prefix
 	// fault says what of the Node can't be used.
 	fault string
 }
@@ -45,6 +48,25 @@ func (n neighbor) says() bool { return len(n.peers) > 0 || n.fault != "" }
 func (n neighbor) equal(o neighbor) bool {
 	return n.name == o.name && n.created == o.created && n.fault == o.fault &&
 		slices.Equal(n.peers, o.peers) && slices.Equal(n.addresses, o.addresses)
+}
+
+// after fills in what the same Node said before, of prefixes of which it now says
+// nothing that can be used: as flannel does, we go by that until it says something
+// better, or is deleted.
+func (n neighbor) after(old neighbor) neighbor {
+	if old.created != n.created {
+		return n // another Node of that name
+	}
+	for _, prefix := range n.unread {
+		of := func(p state.Peer) bool { return p.Prefix == prefix }
+		i := slices.IndexFunc(old.peers, of)
+		if i < 0 || old.peers[i].MAC.IsZero() {
+			continue // nothing sound before
+		}
+		n.peers = append(slices.DeleteFunc(slices.Clone(n.peers), of), old.peers[i])
+		n.fault = shorten(fmt.Sprintf("going by what it said before of %s: %s", prefix, n.fault))
+	}
+	return n
 }
 
 // own is this node's own Node: what is read of it, as it is there.
@@ -108,32 +130,27 @@ func (r reader) neighbor(node *corev1.Node) neighbor {
 	if !r.keys.IsManaged(node.Annotations) {
 		return n
 	}
-	peers, err := r.peers(node)
-	if err != nil {
+	lease, err := r.lease(node)
+	peers, peersErr := lease.Peers(node.Name, r.config)
+	if err = cmp.Or(peersErr, err); err != nil {
 		n.fault = short(err)
 	}
-	if len(peers) > 0 {
+	n.unread = lease.Unread(r.config)
+	if len(peers) > 0 || len(n.unread) > 0 {
 		n.peers, n.addresses = peers, r.addresses(node.Status.Addresses)
 	}
 	return n
 }
 
-// peers reads a node's lease. What can be used comes beside the error.
-func (r reader) peers(node *corev1.Node) ([]state.Peer, error) {
+// lease reads a node's lease. What can be used comes beside the error.
+func (r reader) lease(node *corev1.Node) (flannel.Lease, error) {
 	v4, v6, err := flannel.ParsePodCIDRs(node.Spec.PodCIDR, node.Spec.PodCIDRs)
-	if err != nil {
-		return nil, err
+	if err != nil || !v4.IsValid() && !v6.IsValid() {
+		return flannel.Lease{}, err // or it has annotated itself before it was given a prefix
 	}
-	if !v4.IsValid() && !v6.IsValid() {
-		return nil, nil // it has annotated itself before it was given a prefix
-	}
-	lease, faults := r.keys.Parse(node.Annotations)
+	lease, err := r.keys.Parse(node.Annotations)
 	lease.Prefix, lease.PrefixV6 = v4, v6
-	peers, err := lease.Peers(node.Name, r.config)
-	if err == nil {
-		err = faults
-	}
-	return peers, err
+	return lease, err
 }
 
 // addresses reads the status addresses from which a node's packets may come.
@@ -176,9 +193,11 @@ func (r reader) own(node *corev1.Node) own {
 
 // short is an error's text in a line of bounded length: it may cite what a
 // stranger has written.
-func short(err error) string {
+func short(err error) string { return shorten(oneLine(err)) }
+
+// shorten bounds a line.
+func shorten(text string) string {
 	const limit = 300
-	text := oneLine(err)
 	if len(text) > limit {
 		text = fmt.Sprintf("%.*s…", limit, text)
 	}

@@ -112,6 +112,9 @@ func (n *nodes) Replace(objects []any, _ string) error {
 		}
 	}
 	n.mu.Lock()
+	for name, o := range others {
+		others[name] = o.after(n.others[name])
+	}
 	n.own, n.others = me, others
 	n.generation++
 	n.mu.Unlock()
@@ -134,6 +137,7 @@ func (n *nodes) setOwn(o own) {
 func (n *nodes) set(o neighbor) {
 	n.mu.Lock()
 	old := n.others[o.name]
+	o = o.after(old)
 	matters := !old.equal(o) && (old.says() || o.says())
 	n.others[o.name] = o
 	n.turn(matters)

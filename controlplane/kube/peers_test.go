@@ -4,7 +4,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-net/weft/dataplane/state"
 )
@@ -66,6 +71,15 @@ func TestWhoHasWhatTwoNodesClaim(t *testing.T) {
 		"one machine with its old Node": {[]neighbor{
 			node("new", 20, "10.244.2.0/24", "192.0.2.2", "0a:00:00:00:00:02"), node("old", 10, "10.244.3.0/24", "192.0.2.2", "0a:00:00:00:00:02"),
 		}, "[old new]"},
+		"a node in another's pods": {[]neighbor{
+			node("a", 10, "10.244.2.0/24", "192.0.2.2", "0a:00:00:00:00:02"), node("b", 20, "10.244.3.0/24", "10.244.2.7", "0a:00:00:00:00:03"),
+		}, "[a]"},
+		"a node in ours": {[]neighbor{node("b", 0, "10.244.3.0/24", "10.244.1.1", "0a:00:00:00:00:03")}, "[]"},
+		"pods around another node": {[]neighbor{
+			node("a", 10, "10.244.2.0/24", "10.244.3.7", "0a:00:00:00:00:02"), node("b", 20, "10.244.3.0/24", "192.0.2.3", "0a:00:00:00:00:03"),
+		}, "[a]"},
+		"pods around us":         {[]neighbor{node("b", 0, "192.0.2.0/25", "198.51.100.3", "0a:00:00:00:00:03")}, "[]"},
+		"pods around our public": {[]neighbor{node("b", 0, "203.0.113.0/24", "198.51.100.3", "0a:00:00:00:00:03")}, "[]"},
 		"what was left out takes nothing with it": {[]neighbor{
 			node("a", 10, "10.244.1.0/24", "192.0.2.2", "0a:00:00:00:00:02"), node("b", 20, "10.244.2.0/24", "192.0.2.2", "0a:00:00:00:00:02"),
 		}, "[b]"},
@@ -130,6 +144,71 @@ func TestOverlapsOfManyLengths(t *testing.T) {
 		}
 		if len(first.peers)+len(first.faults) != len(nodes) {
 			t.Fatalf("%d peers and %d faults of %d", len(first.peers), len(first.faults), len(nodes))
+		}
+	}
+}
+
+// A Node whose annotations can't be understood any more is gone by as it was, as
+// flannel does; but for what it says well, and not beyond its deletion.
+func TestNodeThatTalksNonsenseAllOfASudden(t *testing.T) {
+	const v4, v6 = "10.244.2.0/24 192.0.2.2 0a:00:00:00:00:02", "fd00:10:244:2::/64 2001:db8::2 0e:00:00:00:00:02"
+	const nobody = "10.244.2.0/24 192.0.2.2 00:00:00:00:00:00"
+	for what, c := range map[string]struct {
+		change map[string]string
+		want   string
+		faulty bool
+		first  string // when it was never better
+	}{
+		"public IP":       {map[string]string{"public-ip": "x"}, v6 + "," + v4, true, v6},
+		"loopback":        {map[string]string{"public-ip": "127.0.0.1"}, v6 + "," + v4, true, v6},
+		"data":            {map[string]string{"backend-data": "{"}, v6 + "," + v4, true, nobody + "," + v6},
+		"data of IPv6":    {map[string]string{"backend-v6-data": "[]"}, v4 + "," + v6, true, v4 + ",fd00:10:244:2::/64 2001:db8::2 00:00:00:00:00:00"},
+		"a group's MAC":   {map[string]string{"backend-data": `{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}`}, v6 + "," + v4, true, nobody + "," + v6},
+		"backend":         {map[string]string{"backend-type": "host-gw"}, v4 + "," + v6, true, ""},
+		"half well":       {map[string]string{"public-ip": "x", "public-ipv6": "2001:db8::9"}, "fd00:10:244:2::/64 2001:db8::9 0e:00:00:00:00:02," + v4, true, "fd00:10:244:2::/64 2001:db8::9 0e:00:00:00:00:02"},
+		"no MAC, soundly": {map[string]string{"backend-data": `{"VNI":1}`}, nobody + "," + v6, false, nobody + "," + v6},
+		"no annotations":  {map[string]string{"kube-subnet-manager": "false"}, "", false, ""},
+	} {
+		r := readerOf(t, confDual)
+		says := func(n neighbor) string {
+			var list []string
+			for _, p := range n.peers {
+				list = append(list, fmt.Sprint(p.Prefix, " ", p.PublicIP, " ", p.MAC))
+			}
+			return strings.Join(list, ",")
+		}
+		good := honestNode()
+		bad := honestNode()
+		for key, value := range c.change {
+			bad.Annotations["flannel.alpha.coreos.com/"+key] = value
+		}
+		for how, add := range map[string]func(n *nodes, node *corev1.Node) error{
+			"an update": func(n *nodes, node *corev1.Node) error { return n.Update(node) },
+			"a list":    func(n *nodes, node *corev1.Node) error { return n.Replace([]any{node}, "") },
+		} {
+			n := newNodes(r, func() {})
+			see := func(node *corev1.Node, want string, faulty bool) {
+				t.Helper()
+				if err := add(n, node); err != nil {
+					t.Fatal(err)
+				}
+				got := n.others["honest"]
+				if says(got) != want || (got.fault != "") != faulty {
+					t.Errorf("%s, by %s: %s, %q; want %s", what, how, says(got), got.fault, want)
+				}
+			}
+			see(bad, c.first, c.faulty)
+			see(good, v4+","+v6, false)
+			see(bad, c.want, c.faulty)
+			see(bad, c.want, c.faulty) // again: what was kept is kept
+			other := bad.DeepCopy()
+			other.CreationTimestamp = metav1.NewTime(time.Unix(1_800_000_009, 0))
+			see(other, c.first, c.faulty) // another Node of its name
+			see(good, v4+","+v6, false)
+			if err := n.Delete(good); err != nil {
+				t.Fatal(err)
+			}
+			see(bad, c.first, c.faulty)
 		}
 	}
 }

@@ -219,8 +219,11 @@ func TestOneFamilyOfTwoChanges(t *testing.T) {
 	r.waitPeers(v4, "node-2 fd00:10:244:2::/64 2001:db8::22 0e:00:00:00:00:22")
 	annotate(t, "node-2", map[string]any{"public-ip": "192.0.2.22"})
 	r.waitPeers("node-2 10.244.2.0/24 192.0.2.22 "+mac2, "node-2 fd00:10:244:2::/64 2001:db8::22 0e:00:00:00:00:22")
-	annotate(t, "node-2", map[string]any{"public-ip": "nonsense"}) // the other family is not harmed
-	r.waitPeers("node-2 fd00:10:244:2::/64 2001:db8::22 0e:00:00:00:00:22")
+	// Of a family that is nonsense it stays as it was, and the other is followed.
+	annotate(t, "node-2", map[string]any{"public-ip": "nonsense", "public-ipv6": "2001:db8::23"})
+	r.waitPeers("node-2 10.244.2.0/24 192.0.2.22 "+mac2, "node-2 fd00:10:244:2::/64 2001:db8::23 0e:00:00:00:00:22")
+	annotate(t, "node-2", map[string]any{"public-ip": nil}) // not told is not nonsense
+	r.waitPeers("node-2 fd00:10:244:2::/64 2001:db8::23 0e:00:00:00:00:22")
 	r.stop()
 
 	// The network is IPv4 only now, and nothing of IPv6 stays published.
