@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/weft-net/weft/dataplane/internal/sysctl"
 )
 
-// sysctlDir is where settings are; tests have another.
-var sysctlDir = "/proc/sys"
+// sysctlPath finds a setting; tests have others.
+var sysctlPath = sysctl.Path
 
 // conntrackSettings have to be 1 for express. Conntrack does not see the
 // packets that take it, so its idea of a TCP window is behind: it would call
@@ -28,7 +29,7 @@ var conntrackSettings = []string{
 // not so before and what is in the way.
 func setConntrack() (changed []string, obstacle string) {
 	for _, name := range conntrackSettings {
-		path := filepath.Join(sysctlDir, name)
+		path := sysctlPath(name)
 		now, err := os.ReadFile(path)
 		if errors.Is(err, os.ErrNotExist) {
 			return changed, fmt.Sprintf("%s does not exist: conntrack is not there (modprobe nf_conntrack), or not of this network namespace", dotted(name))
@@ -37,7 +38,7 @@ func setConntrack() (changed []string, obstacle string) {
 			continue
 		}
 		if err := os.WriteFile(path, []byte("1"), 0o644); err != nil {
-			return changed, fmt.Sprintf("%s is not 1 and can't be set (%v): set it on the host, or mount /proc/sys/net for the agent to write to", dotted(name), errors.Unwrap(err))
+			return changed, fmt.Sprintf("%s is not 1 and can't be set (%v): %s", dotted(name), errors.Unwrap(err), sysctl.Remedy)
 		}
 		changed = append(changed, dotted(name))
 	}
@@ -47,7 +48,7 @@ func setConntrack() (changed []string, obstacle string) {
 // conntrackLeft says which settings stay when weft goes.
 func conntrackLeft() (left []string) {
 	for _, name := range conntrackSettings {
-		now, err := os.ReadFile(filepath.Join(sysctlDir, name))
+		now, err := os.ReadFile(sysctlPath(name))
 		if err == nil && strings.TrimSpace(string(now)) == "1" {
 			left = append(left, dotted(name)+" = 1: connections that took express need it; a reboot sets it back")
 		}

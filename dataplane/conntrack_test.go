@@ -15,9 +15,9 @@ import (
 func settings(t *testing.T, liberal, ignoreResets string) func() []string {
 	t.Helper()
 	dir := t.TempDir()
-	old := sysctlDir
-	sysctlDir = dir
-	t.Cleanup(func() { sysctlDir = old })
+	old := sysctlPath
+	sysctlPath = func(name string) string { return filepath.Join(dir, name) }
+	t.Cleanup(func() { sysctlPath = old })
 	for i, value := range []string{liberal, ignoreResets} {
 		path := filepath.Join(dir, conntrackSettings[i])
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -71,7 +71,7 @@ func TestConntrackIsSetForExpress(t *testing.T) {
 // do.
 func TestConntrackThatCanNotBeSetIsInTheWay(t *testing.T) {
 	settings(t, "1", "1")
-	blocked := filepath.Join(sysctlDir, conntrackSettings[0])
+	blocked := sysctlPath(conntrackSettings[0])
 	if err := os.Remove(blocked); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestConntrackThatCanNotBeSetIsInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, obstacle := setConntrack()
-	for _, part := range []string{"net.netfilter.nf_conntrack_tcp_be_liberal is not 1 and can't be set", "/proc/sys/net"} {
+	for _, part := range []string{"net.netfilter.nf_conntrack_tcp_be_liberal is not 1 and can't be set", "/host/proc/sys/net"} {
 		if !strings.Contains(obstacle, part) {
 			t.Errorf("in the way is %q, which does not say %q", obstacle, part)
 		}

@@ -42,7 +42,7 @@ type device struct {
 	// addrs are the addresses of the overlay's family but link-local ones.
 	addrs []netip.Prefix
 	// acceptRA is sysctl net.ipv6.conf.<name>.accept_ra; negative when it can't
-	// be read, as where the kernel has no IPv6.
+	// be read, as where the kernel has no IPv6, or was refused to be changed.
 	acceptRA int
 }
 

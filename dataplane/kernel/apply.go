@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/dataplane/internal/rtnl"
+	"github.com/weft-net/weft/dataplane/internal/sysctl"
 )
 
 // applyDevice does one step on a device itself.
@@ -126,11 +127,11 @@ func (p *Path) setLearning(index int, on bool) error {
 // overlay works all the same.
 func (p *Path) setAcceptRA(device string) {
 	err := p.namespace.Do(func() error {
-		return os.WriteFile(acceptRAPath(device), []byte("0"), 0)
+		return os.WriteFile(p.acceptRAPath(device), []byte("0"), 0)
 	})
 	if err != nil && !p.raRefused[device] {
 		p.raRefused[device] = true
-		p.log.Warn("can't set accept_ra; set it on the host", "device", device, "err", err)
+		p.log.Warn("can't set accept_ra; "+sysctl.Remedy, "device", device, "err", err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/dataplane/internal/rtnl"
+	"github.com/weft-net/weft/dataplane/internal/sysctl"
 	"github.com/weft-net/weft/dataplane/state"
 )
 
@@ -45,6 +46,8 @@ type Path struct {
 	// raRefused are devices whose accept_ra could not be set: /proc/sys is
 	// read-only in most containers. It is not tried again.
 	raRefused map[string]bool
+	// setting finds a sysctl's file.
+	setting func(name string) string
 
 	// end ends all watches, with life.
 	life context.Context
@@ -59,7 +62,7 @@ func Open(log *slog.Logger) (_ *Path, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	p := &Path{log: log, made: map[string]map[madeRoute]bool{}, raRefused: map[string]bool{}}
+	p := &Path{log: log, made: map[string]map[madeRoute]bool{}, raRefused: map[string]bool{}, setting: sysctl.Path}
 	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {

@@ -490,14 +490,19 @@ func (n rawNeighbour) fdbEntry() fdbEntry {
 
 // acceptRAPath is the sysctl's file. The name of a device can't lead out of
 // the folder: the kernel allows no slash in it, nor "." and "..".
-func acceptRAPath(device string) string { return "/proc/sys/net/ipv6/conf/" + device + "/accept_ra" }
+func (p *Path) acceptRAPath(device string) string {
+	return p.setting("net/ipv6/conf/" + device + "/accept_ra")
+}
 
 // readAcceptRA reads whether the device takes routes from router
-// advertisements; negative when that can't be read.
+// advertisements; negative when that can't be read, or not be changed.
 func (p *Path) readAcceptRA(device string) int {
 	value := -1
+	if p.raRefused[device] {
+		return value
+	}
 	_ = p.namespace.Do(func() error {
-		text, err := os.ReadFile(acceptRAPath(device))
+		text, err := os.ReadFile(p.acceptRAPath(device))
 		if err != nil {
 			return err
 		}

@@ -292,6 +292,17 @@ func TestDeviceIsPutRightInPlace(t *testing.T) {
 	}
 }
 
+// In a container that has /proc/sys read-only the overlay works all the same.
+func TestSettingsAreReadOnly(t *testing.T) {
+	n := newNode(t, peerB)
+	n.path.setting = func(string) string { return "/proc/sys/kernel/random/entropy_avail" } // a number that nobody may set
+	n.sync(t)
+	n.wantShow(t, "flannel.1", flannelDevice+flannelPeerB)
+	if res := n.sync(t); res.Steps != 0 {
+		t.Errorf("there was something to do again: %+v", res)
+	}
+}
+
 func TestMACOfTheStateWins(t *testing.T) {
 	n := newNode(t, peerB)
 	n.sync(t)
