@@ -172,7 +172,7 @@ func assertDown(t *testing.T, name string) {
 func TestBenchMeasuresEachTestInEachMode(t *testing.T) {
 	weftlab := programs(t)
 	file := filepath.Join(t.TempDir(), "bench.csv")
-	out, err := exec.Command(weftlab, "bench", "--name", "bt", "--rounds", "1", "--time", "100ms", "--warm", "50ms",
+	out, err := exec.Command(weftlab, "bench", "--name", "bt", "--rounds", "1", "--time", "400ms", "--warm", "100ms",
 		"--modes", "host,plain,kernel,base", "--underlay", "wire", "--csv", file).CombinedOutput()
 	if err != nil {
 		t.Fatalf("weftlab bench: %v\n%s", err, out)
