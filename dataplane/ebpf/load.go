@@ -16,20 +16,22 @@ import (
 // load makes the objects, with express if the kernel lets programs ask
 // conntrack, else without.
 func (a *Accelerator) load() error {
-	a.noExpress = MissingFunctions()
+	types := btf.NewCache()
+	a.noExpress = missingFunctions(types)
 	a.missed = a.noExpress != ""
 	if !a.missed {
-		err := a.loadWith(true)
+		err := a.loadWith(true, types)
 		if err == nil {
 			return nil
 		}
 		a.noExpress = fmt.Sprintf("the kernel refuses the programs with express (%v)", err)
 	}
-	return a.loadWith(false)
+	return a.loadWith(false, types)
 }
 
 // loadWith makes the objects: spec → adjust → take over pinned maps → load.
-func (a *Accelerator) loadWith(express bool) error {
+// types keeps what was read of the kernel's types, which takes long.
+func (a *Accelerator) loadWith(express bool, types *btf.Cache) error {
 	spec, err := loadWeft()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
@@ -42,8 +44,8 @@ func (a *Accelerator) loadWith(express bool) error {
 		return err
 	}
 	defer closeAll(pinned)
-	opts := ebpf.CollectionOptions{MapReplacements: pinned}
-	if opts.Programs.KernelTypes, err = kernelTypes(); err != nil {
+	opts := ebpf.CollectionOptions{MapReplacements: pinned, Cache: types}
+	if opts.Programs.KernelTypes, err = insteadOfNone(types); err != nil {
 		return err
 	}
 	if err := spec.LoadAndAssign(&a.objects, &opts); err != nil {
@@ -52,11 +54,10 @@ func (a *Accelerator) loadWith(express bool) error {
 	return nil
 }
 
-// kernelTypes is nil where the kernel tells its types, else it is empty: only
+// insteadOfNone is nil where the kernel tells its types, else it has none: only
 // express needs to know them.
-func kernelTypes() (*btf.Spec, error) {
-	_, err := btf.LoadKernelSpec()
-	if err == nil {
+func insteadOfNone(types *btf.Cache) (*btf.Spec, error) {
+	if _, err := types.Kernel(); err == nil {
 		return nil, nil
 	}
 	empty, err := btf.NewBuilder(nil, nil)
@@ -71,10 +72,11 @@ var conntrackFunctions = []string{"bpf_skb_ct_lookup", "bpf_ct_release", "bpf_ct
 
 // MissingFunctions says why the kernel can't be asked for conntrack entries, or
 // nothing. That changes when a module is loaded.
-func MissingFunctions() string {
-	cache := btf.NewCache()
+func MissingFunctions() string { return missingFunctions(btf.NewCache()) }
+
+func missingFunctions(types *btf.Cache) string {
 	for _, name := range conntrackFunctions {
-		if !hasFunction(cache, name) {
+		if !hasFunction(types, name) {
 			return fmt.Sprintf("the kernel has no function %s for BPF programs (Linux 6.0 and conntrack, loaded as a module or built in, with BTF)", name)
 		}
 	}
@@ -82,17 +84,17 @@ func MissingFunctions() string {
 }
 
 // hasFunction looks for a function in the kernel and its modules.
-func hasFunction(cache *btf.Cache, name string) bool {
+func hasFunction(types *btf.Cache, name string) bool {
 	var function *btf.Func
-	if kernel, err := cache.Kernel(); err == nil && kernel.TypeByName(name, &function) == nil {
+	if kernel, err := types.Kernel(); err == nil && kernel.TypeByName(name, &function) == nil {
 		return true
 	}
-	modules, err := cache.Modules()
+	modules, err := types.Modules()
 	if err != nil {
 		return false
 	}
 	for _, module := range modules {
-		if spec, err := cache.Module(module); err == nil && spec.TypeByName(name, &function) == nil {
+		if spec, err := types.Module(module); err == nil && spec.TypeByName(name, &function) == nil {
 			return true
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // packetCase is a sentence, a packet in, a verdict and what is counted. What it
@@ -164,6 +165,9 @@ func (n *node) stampedTwin(name tcProgram, index int32) *ebpf.Program {
 	})
 }
 
+// kernelTypes are the kernel's, read once for all twins.
+var kernelTypes = btf.NewCache()
+
 // twin is a copy of a program with a change, on the same maps.
 func (n *node) twin(name tcProgram, change func(*ebpf.ProgramSpec)) *ebpf.Program {
 	n.tb.Helper()
@@ -188,8 +192,8 @@ func (n *node) twinWith(name tcProgram, express bool, change func(*ebpf.ProgramS
 			delete(spec.Programs, other)
 		}
 	}
-	opts := ebpf.CollectionOptions{MapReplacements: n.accel.namedMaps()}
-	if opts.Programs.KernelTypes, err = kernelTypes(); err != nil {
+	opts := ebpf.CollectionOptions{MapReplacements: n.accel.namedMaps(), Cache: kernelTypes}
+	if opts.Programs.KernelTypes, err = insteadOfNone(kernelTypes); err != nil {
 		n.tb.Fatal(err)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, opts)

@@ -1,7 +1,7 @@
 // Tally reads the JSON of `go test -json`, prints much of what go test would
 // print, and ends with one line: N passed, N failed, N skipped.
 //
-//	go test -json ./... | tally -must-run
+//	go test -json ./... | tally -must-run -failed list
 //	go test -json ./... | tally -each-somewhere
 //
 // A test that is skipped where it could have run is a hole nobody sees. With
@@ -9,6 +9,10 @@
 // not what it takes. Those tests are for another kernel: with -each-somewhere,
 // where packages are named package@kernel, a test that one kernel skipped
 // must have passed on another.
+//
+// -failed names a file for what may be run once more: the tests that failed, a
+// line "package name" each, without the tests inside of them. It is empty where
+// all is well, and where anything else is wrong.
 package main
 
 import (
@@ -25,6 +29,7 @@ import (
 
 func main() {
 	var r rules
+	failed := flag.String("failed", "", "a `file` to list the failed tests in, if nothing else is wrong")
 	flag.BoolVar(&r.mustRun, "must-run", false, `skipped tests are failures, unless their reason is what "this kernel" has not`)
 	flag.BoolVar(&r.eachSomewhere, "each-somewhere", false, "a test skipped in package@kernel must have passed at another kernel")
 	flag.Parse()
@@ -33,7 +38,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 		os.Exit(1)
 	}
-	if !t.report(r) {
+	good := t.report(r)
+	if *failed != "" {
+		if err := os.WriteFile(*failed, t.again(r), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "tally:", err)
+			os.Exit(1)
+		}
+	}
+	if !good {
 		os.Exit(1)
 	}
 }
@@ -76,6 +88,9 @@ type tally struct {
 	passed  []test
 	failed  []test
 	skipped map[test]string // with what they printed
+	// broken is set when a package failed before all of its tests had run, or
+	// for another reason than them.
+	broken bool
 }
 
 func (t *tally) read(in io.Reader) error {
@@ -153,9 +168,14 @@ func (t *tally) failPackage(pkg test, build string) {
 			fmt.Fprint(t.out, t.end(left))
 		}
 	}
-	fmt.Fprint(t.out, t.end(pkg))
+	text := t.end(pkg)
+	fmt.Fprint(t.out, text)
 	if !slices.ContainsFunc(t.failed, func(f test) bool { return f.pkg == pkg.pkg }) {
 		t.failed = append(t.failed, pkg)
+	}
+	// What a test binary says at its end, if it comes to that.
+	if !strings.HasPrefix(text, "FAIL\n") && !strings.Contains(text, "\nFAIL\n") {
+		t.broken = true
 	}
 }
 
@@ -202,6 +222,22 @@ func (t *tally) judge(s test, r rules) string {
 		return "it passed on no kernel"
 	}
 	return ""
+}
+
+// again lists what may be run once more.
+func (t *tally) again(r rules) (list []byte) {
+	for skipped := range t.skipped {
+		t.broken = t.broken || t.judge(skipped, r) != ""
+	}
+	for _, f := range t.failed {
+		if t.broken {
+			return nil
+		}
+		if !strings.Contains(f.name, "/") {
+			list = fmt.Appendln(list, f)
+		}
+	}
+	return list
 }
 
 func (t *tally) passedElsewhere(s test) bool {

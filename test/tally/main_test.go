@@ -18,7 +18,7 @@ const stream = `
 {"Action":"fail","Package":"a"}
 `
 
-func read(t *testing.T, stream string, r rules) (out string, good bool) {
+func read(t *testing.T, stream string, r rules) (out string, good bool, again string) {
 	t.Helper()
 	var b strings.Builder
 	tally := tally{out: &b}
@@ -26,11 +26,11 @@ func read(t *testing.T, stream string, r rules) (out string, good bool) {
 		t.Fatal(err)
 	}
 	good = tally.report(r)
-	return b.String(), good
+	return b.String(), good, string(tally.again(r))
 }
 
 func TestEachResultOnce(t *testing.T) {
-	out, good := read(t, stream, rules{})
+	out, good, _ := read(t, stream, rules{})
 	want := `    a_test.go:7: not so
 FAIL	a	0.01s
 skipped: a TestRoot: needs root
@@ -76,9 +76,40 @@ func TestVerdicts(t *testing.T) {
 		{"a line of somebody else", foreign + pass, rules{}, true, "make: not JSON"},
 	} {
 		t.Run(tt.situation, func(t *testing.T) {
-			out, good := read(t, tt.stream, tt.rules)
+			out, good, _ := read(t, tt.stream, tt.rules)
 			if good != tt.good || !strings.Contains(out, tt.says) {
 				t.Errorf("good: %v, output:\n%s\nwant %v with %q", good, out, tt.good, tt.says)
+			}
+		})
+	}
+}
+
+// What failed may run once more where nothing but tests failed.
+func TestAgain(t *testing.T) {
+	const (
+		inner = `{"Action":"fail","Package":"a","Test":"TestX/inner"}` + "\n"
+		outer = `{"Action":"fail","Package":"a","Test":"TestX"}` + "\n"
+		told  = `{"Action":"output","Package":"a","Output":"FAIL\n"}` + "\n"
+		ended = `{"Action":"output","Package":"a","Output":"FAIL\ta\t0.01s\n"}` + "\n" + `{"Action":"fail","Package":"a"}` + "\n"
+		cut   = `{"Action":"output","Package":"a","Test":"TestX","Output":"panic: test timed out\n"}` + "\n"
+		skip  = `{"Action":"skip","Package":"b","Test":"TestY"}` + "\n"
+		other = `{"Action":"fail","Package":"b"}` + "\n"
+	)
+	for _, tt := range []struct {
+		situation, stream string
+		rules             rules
+		again             string
+	}{
+		{"a test failed", inner + outer + told + ended, rules{}, "a TestX\n"},
+		{"all passed", strings.ReplaceAll(outer, "fail", "pass"), rules{}, ""},
+		{"not all tests came to run", inner + outer + cut + ended, rules{}, ""},
+		{"another package is broken", outer + told + ended + other, rules{}, ""},
+		{"a skip that had to run", outer + told + ended + skip, rules{mustRun: true}, ""},
+		{"a skip that may be", outer + told + ended + skip, rules{}, "a TestX\n"},
+	} {
+		t.Run(tt.situation, func(t *testing.T) {
+			if _, _, again := read(t, tt.stream, tt.rules); again != tt.again {
+				t.Errorf("may run once more:\n%s\nwant\n%s", again, tt.again)
 			}
 		})
 	}
