@@ -77,12 +77,12 @@ func TestAgentOptionsReportEveryFaultAtOnce(t *testing.T) {
 	want := `weft: agent:
   --state-dir is "x"; give an absolute path
   --iptables-resync is 0; give a number from 1 to 86400
+  --subnet-lease-renew-margin is 1440; give a number from 1 to 1439
   --healthz-port is 99999; give a number from 0 to 65535
   --iface-regex "[" is not a regular expression: error parsing regexp: missing closing ]: ` + "`[`" + `
   --public-ip "none" is not an IPv4 address
   --etcd-endpoints has "nowhere://x", which is neither http nor https; give URLs as in http://127.0.0.1:2379
   --etcd-certfile is "c" and --etcd-keyfile ""; give both, or none if etcd asks for no certificate
-  --subnet-lease-renew-margin is 24h0m0s; give from 1 to 1439 minutes
   --accel is "on"; give auto or off
   --express is "off,auto"; give auto, on or off
   --source-check is "strict"; give off, observe or enforce

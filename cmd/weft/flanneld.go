@@ -111,6 +111,7 @@ func (l *list) Set(value string) error {
 func (o *flannelOptions) faults() []string {
 	return []string{
 		between("--iptables-resync", o.IPTablesResync, 1, 24*60*60),
+		between("--subnet-lease-renew-margin", o.SubnetLeaseRenewMargin, 1, 24*60-1),
 		between("--healthz-port", o.HealthzPort, 0, 65535),
 	}
 }
@@ -151,7 +152,9 @@ func (o *flannelOptions) kube(log *slog.Logger) kube.Options {
 }
 
 // fromEnvironment sets the flags that were not given by variables of the
-// environment, FLANNELD_IP_MASQ for --ip-masq, as flanneld does.
+// environment, FLANNELD_IP_MASQ for --ip-masq, as flanneld does: --version is
+// looked at before. A value that a flag does not take is a fault; flanneld goes on
+// without it.
 func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) []string {
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -159,7 +162,7 @@ func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) []string {
 	fs.VisitAll(func(f *flag.Flag) {
 		name := "FLANNELD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value := getenv(name)
-		if given[f.Name] || value == "" {
+		if given[f.Name] || value == "" || f.Name == "version" {
 			return
 		}
 		if err := fs.Set(f.Name, value); err != nil {

@@ -55,7 +55,9 @@ func (o *agentOptions) Validate() error {
 		faults = append(faults, strings.Split(err.Error(), "\n")...)
 	}
 	if !o.KubeSubnetMgr && o.Config == "" {
-		if err := o.etcd(nil).Validate(); err != nil {
+		store := o.etcd(nil)
+		store.RenewMargin = 0 // looked at beside the other flags
+		if err := store.Validate(); err != nil {
 			faults = append(faults, strings.Split(err.Error(), "\n")...)
 		}
 	}

@@ -348,13 +348,14 @@ func TestFlagsFromTheEnvironment(t *testing.T) {
 	environment := map[string]string{
 		"FLANNELD_IP_MASQ": "true", "FLANNELD_IFACE": "eth9", "FLANNELD_KUBE_SUBNET_MGR": "true",
 		"FLANNELD_PUBLIC_IP": "192.0.2.1", "FLANNELD_V": "5", "FLANNELD_ETCD_PREFIX": "", "FLANNELD_HEALTHZ_PORT": "http",
+		"FLANNELD_VERSION": "v0.28.10", // as images have it
 	}
 	faults := fromEnvironment(fs.FlagSet, func(name string) string { return environment[name] })
 	want := `the environment's FLANNELD_HEALTHZ_PORT is "http", which --healthz-port does not take: parse error`
 	if len(faults) != 1 || faults[0] != want {
 		t.Errorf("faults %q, want %q", faults, want)
 	}
-	if o.IPMasq || o.Iface.String() != "eth1" || !o.KubeSubnetMgr || o.PublicIP != "192.0.2.1" || o.Verbosity != 5 || o.EtcdPrefix != "/coreos.com/network" {
+	if o.Version || o.IPMasq || o.Iface.String() != "eth1" || !o.KubeSubnetMgr || o.PublicIP != "192.0.2.1" || o.Verbosity != 5 || o.EtcdPrefix != "/coreos.com/network" {
 		t.Errorf("options %+v", o.flannelOptions)
 	}
 }

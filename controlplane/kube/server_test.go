@@ -119,7 +119,7 @@ func (c *cluster) startAPI() (err error) {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		err := c.do(http.MethodGet, "/readyz", nil, nil)
 		if err == nil {
 			return nil

@@ -9,10 +9,13 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/weft-net/weft/controlplane/flannel"
 	"github.com/weft-net/weft/dataplane/state"
@@ -465,6 +468,44 @@ func TestAPIServerIsStoppedAndStarted(t *testing.T) {
 	r.waitPeers("node-2 10.244.2.0/24 192.0.2.22 " + mac2)
 	r.waitHealth()
 	r.waitNode(me, "the address that changed meanwhile", func(n nodeJSON) bool { return n.flannels()["public-ip"] == "192.0.2.110" })
+}
+
+// An API that is away for a day is asked some thousand times. Nothing comes of that
+// but one health, and when it is back the node goes on as if nothing had been.
+func TestAPIIsAwayForADay(t *testing.T) {
+	makeTwo(t)
+	r := newRig(t, singleV4)
+	day := int(24 * time.Hour / defaultTiming().Backoff.Cap)
+	r.store.timing.Backoff = wait.Backoff{Duration: time.Millisecond, Factor: 1, Steps: 100, Cap: time.Millisecond}
+	r.run(ourOffer())
+	r.waitPeers(peer2)
+	r.waitNode(me, "annotations", func(n nodeJSON) bool { return len(n.flannels()) == 4 })
+	r.waitHealth()
+	r.sink.mu.Lock()
+	healths, delivered := len(r.sink.health), r.sink.number
+	r.sink.mu.Unlock()
+	lines, routines := strings.Count(r.log.String(), "\n"), runtime.NumGoroutine()
+	r.gate.close()
+	asked := r.gate.count("GET")
+	r.wait("a day of tries", func() bool { return r.gate.count("GET") >= asked+day })
+	r.sink.mu.Lock()
+	healths = len(r.sink.health) - healths
+	r.sink.mu.Unlock()
+	if n := r.sink.delivered(); healths != 1 || n != delivered {
+		t.Errorf("%d healths, want one; %d states, want none", healths, n-delivered)
+	}
+	if n := strings.Count(r.log.String(), "\n"); n != lines {
+		t.Errorf("%d lines were logged", n-lines)
+	}
+	if n := runtime.NumGoroutine(); n > routines+10 {
+		t.Errorf("%d goroutines, and before %d", n, routines)
+	}
+	annotate(t, "node-2", map[string]any{"public-ip": "192.0.2.22"})
+	annotate(t, me, map[string]any{"public-ip": nil})
+	r.gate.reopen()
+	r.waitPeers("node-2 10.244.2.0/24 192.0.2.22 " + mac2)
+	r.waitNode(me, "annotations", func(n nodeJSON) bool { return len(n.flannels()) == 4 })
+	r.waitHealth()
 }
 
 func TestAPIIsAwayFromTheStart(t *testing.T) {

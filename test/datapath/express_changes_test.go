@@ -356,7 +356,7 @@ func addressesExchanged(t lab.Test, w world) {
 		}
 		// How soon that must be is for the tests of the endpoints to say: here many
 		// namespaces come and go, and the kernel makes all wait for those.
-		t.Eventually(3*time.Second, func() error {
+		t.Eventually(time.Second, func() error {
 			before := strays[0].Load() + strays[1].Load()
 			time.Sleep(100 * time.Millisecond)
 			if stray := strays[0].Load() + strays[1].Load() - before; stray > 0 {

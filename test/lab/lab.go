@@ -114,6 +114,9 @@ type Options struct {
 	// VNI and Port are the overlay's: 1 and 8472 by default, as flannel's.
 	VNI  uint32 `json:"vni"`
 	Port uint16 `json:"port"`
+	// BackendMTU is Backend.MTU of flannel's configuration, which may be less than
+	// the underlay's; 0 leaves it out.
+	BackendMTU int `json:"backendMTU"`
 	// DirectRouting and NFTables are flannel's settings of these names, for
 	// nodes over a store of flannel's.
 	DirectRouting bool `json:"directRouting"`

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -227,7 +228,7 @@ func (n *Node) MoveUplink(ctx context.Context, number int) error {
 
 // overlayMTU is what the underlay leaves to the pods: less the outer IPv4, UDP,
 // VXLAN and inner Ethernet headers.
-func (l *Lab) overlayMTU() int { return l.Options.MTU - 20 - 8 - 8 - 14 }
+func (l *Lab) overlayMTU() int { return cmp.Or(l.Options.BackendMTU, l.Options.MTU) - 20 - 8 - 8 - 14 }
 
 // Overlay is the name of the overlay device.
 func (n *Node) Overlay() string { return fmt.Sprintf("flannel.%d", n.lab.Options.VNI) }

@@ -75,11 +75,15 @@ func (n *Node) WriteSubnetFile() error { return n.writeFile(SubnetFile, n.subnet
 // NetConf is flannel's configuration of the network.
 func (l *Lab) NetConf() string {
 	o := l.Options
+	backend := map[string]any{"Type": "vxlan", "VNI": o.VNI, "Port": o.Port, "DirectRouting": o.DirectRouting}
+	if o.BackendMTU > 0 {
+		backend["MTU"] = o.BackendMTU
+	}
 	conf := map[string]any{
 		"Network":        l.Network(),
 		"SubnetLen":      podPrefix(1).Bits(),
 		"EnableNFTables": o.NFTables,
-		"Backend":        map[string]any{"Type": "vxlan", "VNI": o.VNI, "Port": o.Port, "DirectRouting": o.DirectRouting},
+		"Backend":        backend,
 	}
 	if o.Families.Has6() {
 		conf["EnableIPv6"], conf["IPv6Network"] = true, NetworkV6

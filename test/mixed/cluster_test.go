@@ -26,11 +26,13 @@ func TestClusters(t *testing.T) {
 		{"etcd", lab.Options{Store: lab.StoreEtcd, Pods: 2}},
 		{"etcd, both families", lab.Options{Store: lab.StoreEtcd, Families: lab.DualStack}},
 		{"etcd, legacy tables, VNI 7", lab.Options{Store: lab.StoreEtcd, LegacyTables: true, VNI: 7}},
+		{"etcd, DirectRouting, VNI 4096, port 4789, MTU 1400", lab.Options{Store: lab.StoreEtcd, DirectRouting: true, VNI: 4096, Port: 4789, BackendMTU: 1400}},
 		{"kube", lab.Options{Store: lab.StoreKube, Pods: 2}},
 		{"kube, both families", lab.Options{Store: lab.StoreKube, Families: lab.DualStack}},
 		{"kube, IPv6", lab.Options{Store: lab.StoreKube, Families: lab.IPv6}},
 		{"kube, both families, DirectRouting", lab.Options{Store: lab.StoreKube, Families: lab.DualStack, DirectRouting: true}},
-		{"kube, both families, nftables, VNI 4096", lab.Options{Store: lab.StoreKube, Families: lab.DualStack, NFTables: true, VNI: 4096}},
+		{"kube, both families, nftables, VNI 4096, MTU 1450", lab.Options{Store: lab.StoreKube, Families: lab.DualStack, NFTables: true, VNI: 4096, BackendMTU: 1450}},
+		{"kube, port 4789, small underlay", lab.Options{Store: lab.StoreKube, Port: 4789, MTU: 1400}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.opts.Nodes = 3

@@ -92,6 +92,7 @@ func TestKubeFaults(t *testing.T) {
 			}
 		}},
 		{"a peer loses its annotations", loseAnnotations},
+		{"a peer's annotations turn to nonsense", talkNonsense},
 		{"Nodes with hostile annotations", hostileNodes},
 		{"bad input", badKubeInput},
 		// Last, as client-go's retries have long gaps for minutes after it.
@@ -100,6 +101,31 @@ func TestKubeFaults(t *testing.T) {
 				func() error { return w.Kube.Stop(syscall.SIGKILL) },
 				func() error { return w.Kube.Start(t.Context()) })
 		}},
+	})
+}
+
+// In a cluster of both families what goes wrong with one does not harm the other,
+// and an outage is survived as in one of IPv4.
+func TestFaultsInBothFamilies(t *testing.T) {
+	playAll(t, newFaultyLab(t, lab.Options{Store: lab.StoreKube, Families: lab.DualStack}), []scenario{
+		{"a peer has other MAC addresses", func(t *testing.T, w world) {
+			gettingAnotherMAC(t, w, func(n *lab.Node) {
+				must(t, w.Kube.Annotate(t.Context(), n, lab.Object{flannelAnnotations + "backend-data": nil, flannelAnnotations + "backend-v6-data": nil}))
+			})
+		}},
+		{"a peer's annotations turn to nonsense", talkNonsense},
+		{"the API server is away", func(t *testing.T, w world) {
+			outage(t, w,
+				func() error { return w.Kube.Stop(syscall.SIGKILL) },
+				func() error { return w.Kube.Start(t.Context()) })
+		}},
+	})
+}
+
+// With DirectRouting, too, nonsense changes nothing.
+func TestNonsenseWithDirectRouting(t *testing.T) {
+	playAll(t, newFaultyLab(t, lab.Options{Store: lab.StoreKube, Families: lab.DualStack, DirectRouting: true}), []scenario{
+		{"a peer's annotations turn to nonsense", talkNonsense},
 	})
 }
 
@@ -132,6 +158,7 @@ func TestEtcdFaults(t *testing.T) {
 				})
 			}
 		}},
+		{"a peer's lease turns to nonsense", talkNonsense},
 		{"leases with hostile content", hostileLeases},
 		{"bad input", badEtcdInput},
 		{"etcd is away", func(t *testing.T, w world) {

@@ -55,7 +55,7 @@ func start(tb testing.TB, n *lab.Node, who lab.Kind) {
 // waitForReady waits until who runs the overlay of a node says so.
 func waitForReady(tb testing.TB, n *lab.Node) {
 	tb.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		err := ready(n)
 		if err == nil {
 			return

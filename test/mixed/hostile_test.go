@@ -4,6 +4,7 @@ package mixed_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"syscall"
@@ -85,6 +86,61 @@ func hostileNodes(t *testing.T, w world) {
 			t.Errorf("n3 had the routes\n%s\nand has\n%s", routes, got)
 		}
 	})
+}
+
+// talkNonsense has what a peer has published turn to nonsense. Its peers go by what
+// it said before, flanneld and weft alike, until it says something better.
+func talkNonsense(t *testing.T, w world) {
+	n, peer := w.Node(1), w.Node(3)
+	stop(t, peer, syscall.SIGTERM) // or it would set it right at once
+	published := mustPublished(t, peer, w.Lab)
+	lines := strings.Count(n.AgentLog(), "going by what it said before")
+	nonsense := map[string]func(text string) string{
+		"another backend": func(text string) string { return strings.ReplaceAll(text, "vxlan", "host-gw") },
+		"no MAC address":  func(text string) string { return strings.ReplaceAll(text, `"VtepMAC":"`, `"VtepMAC":"ff:ff:ff:`) },
+		"cut off":         func(text string) string { return strings.TrimSuffix(text, "}") },
+		"no address": func(text string) string {
+			return strings.NewReplacer(peer.IP.String(), "127.0.0.1; reboot", peer.IPv6.String(), "ff02::1").Replace(text)
+		},
+	}
+	mustLoseNothing(t, w.Lab, everyRoute(w), func() {
+		for what, of := range nonsense {
+			said := map[string]string{}
+			for key, text := range published {
+				said[key] = of(text)
+			}
+			if maps.Equal(said, published) {
+				t.Fatalf("%s: nothing changes of %v", what, published)
+			}
+			mustPublish(t, w, peer, said)
+			lab.T(t).Eventually(10*time.Second, func() error {
+				now := strings.Count(n.AgentLog(), "going by what it said before")
+				if now == lines {
+					return fmt.Errorf("%s: the agent does not say what it goes by:\n%s", what, n.AgentLog())
+				}
+				lines = now
+				return nil
+			})
+			time.Sleep(200 * time.Millisecond) // for it to do what it should not
+			mustHold(t, n, w.before, what+": what it held before")
+		}
+		mustPublish(t, w, peer, published)
+		start(t, peer, lab.Weft)
+	})
+}
+
+// mustPublish writes to the store in a node's name.
+func mustPublish(t *testing.T, w world, n *lab.Node, values map[string]string) {
+	t.Helper()
+	if w.Kube == nil {
+		must(t, w.Etcd.Put(t.Context(), values))
+		return
+	}
+	annotations := lab.Object{}
+	for key, value := range values {
+		annotations[key] = value
+	}
+	must(t, w.Kube.Annotate(t.Context(), n, annotations))
 }
 
 // mustSay fails unless an agent's log says of many what is wrong with them. It need

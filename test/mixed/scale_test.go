@@ -41,11 +41,19 @@ func (c cost) String() string {
 func TestThousandsOfPeers(t *testing.T) {
 	const rounds = 3
 	_, l := newLab(t, lab.Options{Kinds: []lab.Kind{lab.Weft, lab.Flanneld}, Store: lab.StoreKube, Room: true, FlannelFlags: healthFlags})
-	must(t, l.CreateStrangers(t.Context(), thousands))
-	costs := map[lab.Kind][]cost{}
-	for range rounds {
+	stopAll := func() {
 		for _, n := range l.Nodes {
 			stop(t, n, syscall.SIGTERM)
+		}
+	}
+	stopAll()
+	must(t, l.CreateStrangers(t.Context(), thousands))
+	costs := map[lab.Kind][]cost{}
+	for round := range rounds {
+		if round > 0 {
+			stopAll()
+		}
+		for _, n := range l.Nodes {
 			must(t, n.Reboot(t.Context()))
 			c := mustStart(t, n)
 			costs[n.Kind] = append(costs[n.Kind], c)
