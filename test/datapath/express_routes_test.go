@@ -151,7 +151,7 @@ func tunnelOfPods(t lab.Test, w world) {
 	l, port := mustListenTCP(t, tunnel[1])
 	w.mustTake(t, "n1 rx, n2 rx", func() {
 		c := mustConnect(t, tunnel[0], l, at(tunnel[1], port))
-		if err := c.askFor(500*time.Millisecond, 5*time.Millisecond); err != nil {
+		if err := c.askFor(2*time.Second, 5*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
 		udp := &talk{Conn: mustDialUDP(t, tunnel[0], at(tunnel[1], mustEchoUDP(t, tunnel[1])))}
