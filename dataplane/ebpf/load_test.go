@@ -54,7 +54,9 @@ func TestProgramsLoad(t *testing.T) {
 func TestNoExpress(t *testing.T) {
 	h := newHost(t)
 	a := &Accelerator{opts: Options{PinDir: h.pins, MaxPeers: 16, VNI: 1, Port: 8472}, attach: attachProgram}
-	h.MustDo(t, func() error { return errors.Join(EnsureBPFFS(h.pins), a.loadWith(false, btf.NewCache()), a.recoverSlots()) })
+	h.MustDo(t, func() error {
+		return errors.Join(EnsureBPFFS(h.pins), a.loadWith(false, btf.NewCache()), a.recoverSlots())
+	})
 	t.Cleanup(func() { a.Close() })
 	h.sync(t, a)
 	mustAllAttached(t, h.hooks(t), usualKind(t, h))
