@@ -12,5 +12,8 @@ volatile const __u32 vni = 1;
 /* The UDP destination port of outer packets, host byte order. */
 volatile const __u16 port = 8472;
 
+/* Whether packets may have been stripped by uplink_xdp, in the driver. */
+volatile const bool with_xdp = false;
+
 /* Whether the kernel lets us ask conntrack; without, there is no express. */
 volatile const bool express = false;

@@ -82,6 +82,24 @@ struct {
 	__type(value, struct reason_counters);
 } reasons SEC(".maps");
 
+/* enum reason → packets that uplink_xdp left as they were, or dropped, for it;
+ * those that it stripped at REASON_NONE. Written by uplink_xdp. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct reason_counters);
+} driver_reasons SEC(".maps");
+
+/* 0 → when uplink_in last read a note of uplink_xdp's (coarse clock); see note.h.
+ * Written by uplink_in. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} notes_read SEC(".maps");
+
 /* a sender that failed the source check → packets. Written by the programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -160,6 +178,10 @@ struct aggregates {
 	__type(key, __u32);
 	__type(value, __u64);
 } tx_aggregates SEC(".maps"), rx_aggregates SEC(".maps");
+
+/* flow → since when uplink_xdp leaves its packets as they are. Written by
+ * uplink_xdp. */
+struct aggregates left_flows SEC(".maps");
 
 /* node (its public IP, 0 for all) → enum off bits. Written by weft accel, and
  * read by the agent, which carries it into runtime and peer_states. */

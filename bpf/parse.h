@@ -33,21 +33,33 @@ struct outer {
 
 _Static_assert(OUTER_LEN == ETH_HLEN + ENCAP_LEN - ETH_HLEN, "outer headers and VXLAN");
 
-/* Reads an Ethernet frame with an IPv4 packet at offset. */
-static __always_inline enum reason parse_frame(struct __sk_buff *skb, __u32 offset, struct frame *f)
+/* Whether a frame holds an IPv4 packet, with a header that may be true. */
+static __always_inline enum reason judge_frame(const struct frame *f)
 {
-	if (bpf_skb_load_bytes(skb, offset, &f->eth, FRAME_LEN))
-		return REASON_INNER_MALFORMED;
 	if (f->eth.h_proto != bpf_htons(ETH_P_IP))
 		return REASON_INNER_NOT_IPV4;
 
-	__u32 have = skb->len - offset - ETH_HLEN;
 	__u32 header = f->ip.ihl * 4, total = bpf_ntohs(f->ip.tot_len);
 
 	if (f->ip.version != 4 || header < sizeof(struct iphdr) || total < header)
 		return REASON_INNER_MALFORMED;
+	return REASON_NONE;
+}
+
+/* Reads an Ethernet frame with an IPv4 packet at offset. */
+static __always_inline enum reason parse_frame(struct __sk_buff *skb, __u32 offset, struct frame *f)
+{
+	enum reason reason;
+
+	if (bpf_skb_load_bytes(skb, offset, &f->eth, FRAME_LEN))
+		return REASON_INNER_MALFORMED;
+	if ((reason = judge_frame(f)))
+		return reason;
+
+	__u32 have = skb->len - offset - ETH_HLEN;
+
 	/* The length field of an aggregate may be anything (BIG TCP has 0). */
-	if (!skb->gso_size && total > have)
+	if (!skb->gso_size && bpf_ntohs(f->ip.tot_len) > have)
 		return REASON_INNER_MALFORMED;
 	return REASON_NONE;
 }

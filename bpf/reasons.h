@@ -45,6 +45,7 @@ enum reason {
 	REASON_INNER_UNPROTECTED,     /* only the unverified outer checksum protects it */
 	REASON_ECN_CONGESTED,         /* congestion marked, but the inner packet can't say so */
 	REASON_STRIP_REFUSED,         /* the kernel refused to take the outer headers off */
+	REASON_NOTE_UNHEARD,          /* uplink_in was not seen to get what the driver says */
 	REASON_SOURCE_UNKNOWN_PEER,   /* source check: the outer source is no peer */
 	REASON_SOURCE_NOT_ITS_PREFIX, /* source check: the inner source is not that peer's */
 	REASON_SOURCE_UNSEEN,         /* source check: came in where uplink_in didn't see it */

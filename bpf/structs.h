@@ -201,11 +201,15 @@ struct in_force {
 	__u32 pad;
 	__u32 stamp; /* random; see stamp.h */
 	__u64 nonce; /* random; see stamp.h */
+	__u64 token; /* random; see note.h */
 
 	__u32 overlay6;                    /* interface index of our IPv6 overlay device */
 	__u8 prefix6_lengths;              /* how many of prefix6_bits are used */
 	__u8 prefix6_bits[PREFIX_LENGTHS]; /* longest first */
 	__u8 pad6[3];
+
+	__u8 uplink_mac[ETH_ALEN]; /* the uplink's */
+	__u8 pad_mac[2];
 };
 
 /* Inner packets and bytes of a peer over one path. A packet is one segment on

@@ -3,6 +3,7 @@
 
 #include "account.h"
 #include "deliver.h"
+#include "stripped.h"
 
 /* tc ingress of the uplink: VXLAN packets as the network brings them. Where
  * they come from is checked, and the outer headers are taken off the ones that
@@ -38,6 +39,35 @@ static __always_inline bool is_vxlan(struct __sk_buff *skb, const struct iphdr *
 	return dest == bpf_htons(port);
 }
 
+/* Whether outer headers of so many bytes, with all that is behind them, are of our
+ * network and to us. */
+static __always_inline enum reason judge_outer(const struct in_force *rt, const struct outer *outer,
+					       __u32 len, bool aggregate)
+{
+	const struct iphdr *ip = &outer->ip;
+
+	if (ip->daddr != rt->local)
+		return REASON_OUTER_ADDRESS;
+	if (ip->ihl != 5)
+		return REASON_OUTER_OPTIONS;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return REASON_OUTER_FRAGMENT;
+	if (!ip_checksum_right(ip))
+		return REASON_OUTER_CHECKSUM;
+
+	/* The lengths of an aggregate are GRO's to set. */
+	__u32 total = bpf_ntohs(ip->tot_len);
+
+	if (!aggregate &&
+	    (total + ETH_HLEN != len || bpf_ntohs(outer->udp.len) + sizeof(struct iphdr) != total))
+		return REASON_OUTER_LENGTH;
+	if (outer->vxlan.flags != VXLAN_FLAGS || outer->vxlan.vni & bpf_htonl(0xff))
+		return REASON_VXLAN_FLAGS;
+	if (outer->vxlan.vni != bpf_htonl(vni << 8))
+		return REASON_VXLAN_VNI;
+	return REASON_NONE;
+}
+
 static __always_inline enum reason parse_outer(struct __sk_buff *skb, const struct in_force *rt,
 					       struct outer *outer)
 {
@@ -56,25 +86,15 @@ static __always_inline enum reason parse_outer(struct __sk_buff *skb, const stru
 		return REASON_OUTER_VLAN;
 	if (skb->pkt_type != PACKET_HOST)
 		return REASON_OUTER_NOT_FOR_HOST;
-	if (ip->daddr != rt->local)
-		return REASON_OUTER_ADDRESS;
-	if (ip->ihl != 5)
-		return REASON_OUTER_OPTIONS;
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return REASON_OUTER_FRAGMENT;
-	if (!ip_checksum_right(ip))
-		return REASON_OUTER_CHECKSUM;
+	return judge_outer(rt, outer, skb->len, skb->gso_size);
+}
 
-	/* The lengths of an aggregate are GRO's to set. */
-	__u32 total = bpf_ntohs(ip->tot_len);
-
-	if (!skb->gso_size && (total + ETH_HLEN != skb->len ||
-			       bpf_ntohs(outer->udp.len) + sizeof(struct iphdr) != total))
-		return REASON_OUTER_LENGTH;
-	if (outer->vxlan.flags != VXLAN_FLAGS || outer->vxlan.vni & bpf_htonl(0xff))
-		return REASON_VXLAN_FLAGS;
-	if (outer->vxlan.vni != bpf_htonl(vni << 8))
-		return REASON_VXLAN_VNI;
+/* vxlan_set_mac() drops frames that claim to come from the device itself, and the
+ * stack those that are not addressed to it. */
+static __always_inline enum reason judge_macs(const struct in_force *rt, const struct frame *inner)
+{
+	if (!same_mac(inner->eth.h_dest, rt->mac) || same_mac(inner->eth.h_source, rt->mac))
+		return REASON_INNER_MAC;
 	return REASON_NONE;
 }
 
@@ -83,13 +103,7 @@ static __always_inline enum reason parse_inner(struct __sk_buff *skb, const stru
 {
 	enum reason reason = parse_frame(skb, OUTER_LEN, inner);
 
-	if (reason)
-		return reason;
-	/* vxlan_set_mac() drops frames that claim to come from the device
-	 * itself, and the stack those that are not addressed to it. */
-	if (!same_mac(inner->eth.h_dest, rt->mac) || same_mac(inner->eth.h_source, rt->mac))
-		return REASON_INNER_MAC;
-	return REASON_NONE;
+	return reason ? reason : judge_macs(rt, inner);
 }
 
 /* The outer source has to be a peer, and the inner source one of its own: in
@@ -166,6 +180,13 @@ static __always_inline bool more_follows(const struct arrival *a)
 	       bpf_ntohs(ip->tot_len) > ip->ihl * 4 + (t->tcp.doff >> 4) * 4;
 }
 
+/* RFC 6040: drop. INET_ECN_decapsulate() does, and can log it. */
+static __always_inline bool congested(const struct arrival *a)
+{
+	return (a->outer.ip.tos & ECN_MASK) == ECN_CE &&
+	       (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT;
+}
+
 /* Is it a packet that the kernel path would not treat better? */
 static __always_inline enum reason worth_stripping(struct __sk_buff *skb, const struct arrival *a)
 {
@@ -173,10 +194,7 @@ static __always_inline enum reason worth_stripping(struct __sk_buff *skb, const 
 		return REASON_SEGMENT_TRAIN;
 	if (!protected(skb, a))
 		return REASON_INNER_UNPROTECTED;
-	/* RFC 6040: drop. INET_ECN_decapsulate() does, and can log it. */
-	if ((a->outer.ip.tos & ECN_MASK) == ECN_CE && (a->inner.ip.tos & ECN_MASK) == ECN_NOT_ECT)
-		return REASON_ECN_CONGESTED;
-	return REASON_NONE;
+	return congested(a) ? REASON_ECN_CONGESTED : REASON_NONE;
 }
 
 /* To its pod, or else into the overlay device. */
@@ -318,5 +336,11 @@ int uplink_in(struct __sk_buff *skb)
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || !(rt = runtime_now()))
 		return PASS;
+	if (with_xdp) {
+		struct note note;
+
+		if (read_note(skb, rt, &note) && note.stripped)
+			return take_stripped(skb, rt, note.slot);
+	}
 	return enter(skb, rt, &a);
 }

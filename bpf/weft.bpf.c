@@ -10,6 +10,7 @@
 #include "pod_out.h"
 #include "uplink_in.h"
 #include "uplink_out.h"
+#include "uplink_xdp.h"
 
 /* Kernel helpers for GPL-compatible programs are used. */
 char __license[] SEC("license") = "Dual BSD/GPL";

@@ -34,6 +34,9 @@ type Options struct {
 	// Express is auto (express where it is possible), on (the same, and what is
 	// in the way is an error of Sync) or off.
 	Express string
+	// XDP has packets stripped in the uplink's driver: auto (where that can be), on
+	// (the same, and what is in the way is an error of Sync) or off.
+	XDP string
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string
 	// MaxPeers is how many peer nodes fit the accelerator's maps. It counts public
@@ -109,6 +112,7 @@ type Dataplane struct {
 	podsFor   *ebpf.Accelerator // that knows or will know them
 	probed    time.Time         // when it was last looked whether express can be done now
 	toldAlone string
+	noXDP     string // why packets are not stripped in the uplink's driver
 }
 
 // Open prepares the dataplane of the current network namespace. Nothing is
@@ -221,7 +225,7 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 	}
 	if err := d.loadAccelerator(ebpf.Options{
 		PinDir: d.opts.PinDir, MaxPeers: d.opts.MaxPeers, VNI: s.VNI, Port: s.Port,
-		IPv6: d.counts(s), NoIPv4: hopeless != "",
+		IPv6: d.counts(s), NoIPv4: hopeless != "", XDP: hopeless == "" && (d.opts.XDP == "auto" || d.opts.XDP == "on"),
 	}); err != nil {
 		// No error of the sync, Report tells it. Programs of an agent before
 		// us, or of another VNI, would go stale: nobody would tell them about
@@ -244,7 +248,25 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 	if hopeless != "" {
 		return nil
 	}
-	return d.holdBack(desired)
+	return errors.Join(d.tellXDP(), d.holdBack(desired))
+}
+
+// tellXDP logs what is in the way of stripping packets in the uplink's driver; where
+// it has to be, that is an error.
+func (d *Dataplane) tellXDP() error {
+	now := d.accel.NoXDP()
+	if now != d.noXDP {
+		d.noXDP = now
+		if now == "" {
+			d.opts.Log.Info("packets may be stripped in the uplink's driver")
+		} else {
+			d.opts.Log.Warn("packets are not stripped in the uplink's driver", "reason", now)
+		}
+	}
+	if now != "" && d.opts.XDP == "on" {
+		return fmt.Errorf("XDP: %s", now)
+	}
+	return nil
 }
 
 // desired is what the accelerator should do.

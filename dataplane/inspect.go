@@ -30,7 +30,7 @@ const (
 // are not.
 func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 	d.mu.Lock()
-	reason, vni, found, firewall, wanted := d.reason, d.vni, d.found, d.injection.reason, d.wanted
+	reason, vni, found, firewall, wanted, noXDP := d.reason, d.vni, d.found, d.injection.reason, d.wanted, d.noXDP
 	d.mu.Unlock()
 
 	r, err := Inspect(ctx, d.opts.PinDir, vni, wanted)
@@ -39,6 +39,9 @@ func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 	}
 	if firewall != "" {
 		r.Firewall.Reason = firewall
+	}
+	if !r.XDP.Attached {
+		r.XDP.Reason = noXDP
 	}
 	if found := d.obstacles.List(); len(found) > 0 {
 		r.Express.Reasons, r.Express.On = found, false
@@ -128,9 +131,16 @@ func (r *Report) readPins(view *ebpf.View, path *kernel.Path) error {
 		}
 	}
 
-	if r.Reasons, err = reportReasons(view); err != nil {
+	counts, err := view.ReasonCounts()
+	if err != nil {
 		return err
 	}
+	r.Reasons = reportReasons(counts)
+	xdp, err := view.XDP()
+	if err != nil {
+		return err
+	}
+	r.XDP = XDP{Attached: xdp.Attached, Heard: xdp.Heard, Stripped: xdp.Stripped, Reasons: reportReasons(xdp.Reasons)}
 	if r.Suspects, err = reportSuspects(view); err != nil {
 		return err
 	}
@@ -210,13 +220,12 @@ func reportHooks(hooks []ebpf.Hook) []Hook {
 	return out
 }
 
-func reportReasons(view *ebpf.View) ([]ReasonCount, error) {
-	counts, err := view.ReasonCounts()
+func reportReasons(counts []ebpf.ReasonCount) []ReasonCount {
 	out := make([]ReasonCount, len(counts))
 	for i, c := range counts {
 		out[i] = ReasonCount{Name: c.Name, Help: c.Help, Passed: c.Passed, Dropped: c.Dropped}
 	}
-	return out, err
+	return out
 }
 
 func reportSuspects(view *ebpf.View) ([]Suspect, error) {

@@ -19,6 +19,8 @@ type Report struct {
 	Switches Switches `json:"switches"`
 	// Express is how the express path stands.
 	Express Express `json:"express"`
+	// XDP is how packets fare in the uplink's driver.
+	XDP XDP `json:"xdp"`
 	// SourceCheck is off, observe or enforce.
 	SourceCheck string `json:"sourceCheck,omitempty"`
 	// Uplink and Overlay are the two devices; empty names when absent. OverlayV6
@@ -68,6 +70,20 @@ type Express struct {
 	// Moves counts moves of the epoch since the agent started, by what made
 	// them.
 	Moves map[string]uint64 `json:"moves,omitempty"`
+}
+
+// XDP is how packets fare in the uplink's driver, before there is an skb.
+type XDP struct {
+	// Attached tells that a program is there, and Heard that it is known to be
+	// heard behind the driver, without which it strips nothing.
+	Attached bool `json:"attached"`
+	Heard    bool `json:"heard"`
+	// Reason says what is in the way; only the agent knows it.
+	Reason string `json:"reason,omitempty"`
+	// Stripped counts the packets that lost their outer headers there, and Reasons
+	// those that were left as they were, for uplink_in (Passed), or dropped.
+	Stripped uint64        `json:"stripped"`
+	Reasons  []ReasonCount `json:"reasons,omitempty"`
 }
 
 // LeftAlone is a pod's veth, or one address of a pod, that express does not

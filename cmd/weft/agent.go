@@ -65,6 +65,7 @@ type agent struct {
 	mode     string
 	reason   string
 	express  expressInfo
+	noXDP    string
 
 	// Of the loop's goroutine.
 	retries  int
@@ -104,7 +105,7 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 
 	path, err := e.node.Open(e.ctx, dataplane.Options{
 		PinDir: o.PinDir, StateDir: o.StateDir,
-		Accel: o.Accel, Express: o.Express, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
+		Accel: o.Accel, Express: o.Express, XDP: o.XDP, SourceCheck: o.SourceCheck, MaxPeers: o.MaxPeers,
 		Rules: from.rules(&o), Log: log,
 	})
 	if err != nil {
@@ -340,14 +341,14 @@ func (a *agent) look(now time.Time) {
 	}
 	a.reported = now
 	express := expressInfo{Reasons: report.Express.Reasons, LeftAlone: report.Express.LeftAlone}
-	if report.Mode == a.mode && report.Reason == a.reason && reflect.DeepEqual(express, a.express) {
+	if report.Mode == a.mode && report.Reason == a.reason && reflect.DeepEqual(express, a.express) && report.XDP.Reason == a.noXDP {
 		return
 	}
 	if report.Mode != a.mode || report.Reason != a.reason {
 		a.tellMode(report)
 	}
-	a.mode, a.reason, a.express = report.Mode, report.Reason, express
-	a.record.Update(func(r *runInfo) { r.Mode, r.Reason, r.Express = a.mode, a.reason, a.express })
+	a.mode, a.reason, a.express, a.noXDP = report.Mode, report.Reason, express, report.XDP.Reason
+	a.record.Update(func(r *runInfo) { r.Mode, r.Reason, r.Express, r.NoXDP = a.mode, a.reason, a.express, a.noXDP })
 }
 
 // tellMode logs how packets travel.

@@ -158,6 +158,10 @@ var (
 	expressPathInfo = desc("weft_express_info", "Whether packets may take the express path, and what is in the way, always 1.", "state", "reason")
 	endpointCount   = desc("weft_endpoints", "Addresses of pods on this node that the express path serves.")
 	leftAloneCount  = desc("weft_endpoints_left_alone", "Pods on this node, or addresses of them, that the express path does not serve.")
+	xdpInfo         = desc("weft_xdp_info", "Whether packets are stripped in the uplink's driver, and what is in the way, always 1.", "state", "reason")
+	xdpStripped     = desc("weft_xdp_stripped_packets_total", "Packets stripped in the uplink's driver, before GRO.")
+	xdpPassed       = desc("weft_xdp_passed_packets_total", "VXLAN packets that the program in the uplink's driver left as they were, by reason.", "reason")
+	xdpDropped      = desc("weft_xdp_dropped_packets_total", "Packets dropped in the uplink's driver, by reason; they are in weft_dropped_packets_total too.", "reason")
 	epochMoves      = desc("weft_epoch_moves_total", "Moves of the epoch, after which the host's rules judge every flow anew, by what changed; settled is the second move that follows.", "change")
 )
 
@@ -167,6 +171,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		peerTxPackets, peerTxBytes, peerRxPackets, peerRxBytes, peerInfo, peerCount, suppressed,
 		txPackets, txBytes, rxPackets, rxBytes, dropped, passed, firewallDropped, datapathInfo,
 		expressPathInfo, endpointCount, leftAloneCount, epochMoves,
+		xdpInfo, xdpStripped, xdpPassed, xdpDropped,
 	} {
 		ch <- d
 	}
@@ -187,6 +192,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.node(ch, report)
 	c.express(ch, report)
+	c.xdp(ch, report.XDP)
 	c.reasons(ch, report)
 	c.peers(ch, report)
 	c.paths(ch)
@@ -246,6 +252,20 @@ func (c *collector) express(ch chan<- prometheus.Metric, r dataplane.Report) {
 	gauge(ch, leftAloneCount, float64(len(r.Express.LeftAlone)))
 	for change, n := range r.Express.Moves {
 		counter(ch, epochMoves, n, change)
+	}
+}
+
+// xdp publishes how packets fare in the uplink's driver. Without a program there
+// it has no reasons to tell.
+func (c *collector) xdp(ch chan<- prometheus.Metric, x dataplane.XDP) {
+	gauge(ch, xdpInfo, 1, onOff(x.Attached && x.Heard), x.Reason)
+	counter(ch, xdpStripped, x.Stripped)
+	if !x.Attached {
+		return
+	}
+	for _, reason := range x.Reasons {
+		counter(ch, xdpPassed, reason.Passed, reason.Name)
+		counter(ch, xdpDropped, reason.Dropped, reason.Name)
 	}
 }
 

@@ -16,6 +16,7 @@ type agentOptions struct {
 	Config          string
 	Accel           string
 	Express         string
+	XDP             string
 	SourceCheck     string
 	MaxPeers        int
 	MetricsAddr     string
@@ -31,6 +32,7 @@ func (o *agentOptions) register(fs *flag.FlagSet) {
 	fs.StringVar(&o.Config, "config", "", "YAML `file` that says what this node is and which peers it has; read again when it changes")
 	fs.StringVar(&o.Accel, "accel", "auto", "`mode` of acceleration: auto, or off for the kernel path alone")
 	fs.StringVar(&o.Express, "express", "auto", "`mode` of the express path, from pod to pod past the host's stack: auto, off, or on to have syncs fail while something is in its way")
+	fs.StringVar(&o.XDP, "xdp", "off", "`mode` of stripping packets in the uplink's driver, before GRO: off, auto, or on to have syncs fail while something is in its way")
 	fs.StringVar(&o.SourceCheck, "source-check", "observe", "what to do with packets whose source does not fit their sender: `mode` off, observe or enforce")
 	fs.IntVar(&o.MaxPeers, "max-peers", 5120, "`number` of peer nodes that acceleration has room for; more ride the kernel path")
 	fs.StringVar(&o.MetricsAddr, "metrics-addr", ":9273", "`address` for /metrics, /healthz and /readyz; \"\" for none")
@@ -65,6 +67,7 @@ func (o *agentOptions) Validate() error {
 		oneOf("--accel", o.Accel, "auto", "off"),
 		oneOf("--express", o.Express, "auto", "on", "off"),
 		expressFault(o.Express, o.Accel),
+		oneOf("--xdp", o.XDP, "off", "auto", "on"),
 		oneOf("--source-check", o.SourceCheck, "off", "observe", "enforce"),
 		between("--max-peers", o.MaxPeers, 1, mostPeers),
 		addressFault("--metrics-addr", o.MetricsAddr),

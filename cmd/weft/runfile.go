@@ -42,9 +42,11 @@ type runInfo struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Express is how the express path stood when the agent last looked.
 	Express expressInfo `json:"express,omitzero"`
-	Peers   int         `json:"peers"`
-	Names   names       `json:"names,omitempty"`
-	Metrics metricInfo  `json:"metrics,omitzero"`
+	// NoXDP is what was in the way of stripping packets in the uplink's driver.
+	NoXDP   string     `json:"noXDP,omitempty"`
+	Peers   int        `json:"peers"`
+	Names   names      `json:"names,omitempty"`
+	Metrics metricInfo `json:"metrics,omitzero"`
 }
 
 // storeInfo is where the peers come from.

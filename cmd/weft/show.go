@@ -51,6 +51,9 @@ func (v *view) look(e *env) (agentView, dataplane.Report, error) {
 		report.Reason = agent.Info.Reason
 	}
 	agent.complete(&report.Express)
+	if agent.Life == running && !report.XDP.Attached {
+		report.XDP.Reason = agent.Info.NoXDP
+	}
 	return agent, report, nil
 }
 

@@ -65,7 +65,7 @@ func (v agentView) json() agentJSON {
 		return agentJSON{State: v.Life}
 	}
 	info := v.Info
-	info.Names, info.Express = nil, expressInfo{}
+	info.Names, info.Express, info.NoXDP = nil, expressInfo{}, ""
 	return agentJSON{v.Life, &info}
 }
 
@@ -134,6 +134,7 @@ func nodeFacts(f facts, r dataplane.Report) {
 	if len(r.Hooks) > 0 {
 		f.add("accel", "%s", accelWords(r))
 		expressFacts(f, r)
+		xdpFacts(f, r.XDP)
 		f.add("source check", "%s", orNone(r.SourceCheck))
 	}
 	f.add("firewall", "%s", firewallWords(r.Firewall))
@@ -199,6 +200,20 @@ func expressFacts(f facts, r dataplane.Report) {
 	}
 	if len(x.LeftAlone) > 0 {
 		f.addWrapped("", leftAloneReason(x.LeftAlone[0]))
+	}
+}
+
+// xdpFacts prints how packets fare in the uplink's driver, where anybody wants to
+// have them stripped there.
+func xdpFacts(f facts, x dataplane.XDP) {
+	switch {
+	case x.Reason != "":
+		f.addWrapped("xdp", "off: "+x.Reason)
+	case !x.Attached:
+	case !x.Heard:
+		f.addWrapped("xdp", "attached, but strips nothing: no packet with a note of its has come to uplink_in lately")
+	default:
+		f.add("xdp", "on, %d packets stripped", x.Stripped)
 	}
 }
 

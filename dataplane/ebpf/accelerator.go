@@ -31,6 +31,8 @@ type Options struct {
 	IPv6 bool
 	// NoIPv4 leaves IPv4 without programs. Those of an agent before us go.
 	NoIPv4 bool
+	// XDP has packets stripped in the uplink's driver, where that can be.
+	XDP bool
 }
 
 // Accelerator holds the loaded programs and the maps of one node.
@@ -48,6 +50,12 @@ type Accelerator struct {
 	own                          []netip.Addr
 	// veths are those that SyncPods has last served.
 	veths map[int]bool
+	// inherited tells that an uplink_xdp that is attached has our maps, noXDP why
+	// there is none, refusedXDP if that is the kernel's doing, and uplinkIn where
+	// uplink_in sits.
+	inherited         bool
+	noXDP, refusedXDP string
+	uplinkIn          attachment
 	// swept tells that programs that are not wanted were looked for on all
 	// devices.
 	swept bool
@@ -125,10 +133,13 @@ func (a *Accelerator) Sync(d Desired) (misfits Misfits, err error) {
 			return misfits, err
 		}
 	}
+	if err := a.withdrawStaleXDP(d); err != nil {
+		return misfits, err
+	}
 	if err := a.syncAttachments(d); err != nil {
 		return misfits, explain(err)
 	}
-	return misfits, a.pinMaps()
+	return misfits, errors.Join(a.syncXDP(d), a.pinMaps())
 }
 
 // syncIPv4 tells the programs what they need to know. With NoIPv4 there is

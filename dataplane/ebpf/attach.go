@@ -140,8 +140,12 @@ func (a *Accelerator) sweep() error {
 
 func (a *Accelerator) attachAt(s site) error {
 	pin := filepath.Join(linksDir(a.opts.PinDir), s.pin())
-	if _, err := a.attach(s, a.program(s.program), pin); err != nil {
+	at, err := a.attach(s, a.program(s.program), pin)
+	if err != nil {
 		return fmt.Errorf("attaching %v: %w", s, err)
+	}
+	if s.program == "uplink_in" {
+		a.uplinkIn = at
 	}
 	return nil
 }
@@ -239,7 +243,17 @@ func Detach(dir string) (removed []string, err error) {
 
 // detach is Detach for the programs that unwanted says.
 func detach(dir string, unwanted func(site) bool) (removed []string, err error) {
-	removed, err = detachPods(dir, unwanted)
+	if unwanted(site{program: "uplink_in"}) {
+		gone, err := unpinXDP(dir)
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			removed = append(removed, "program "+uplinkXDP)
+		}
+	}
+	pods, err := detachPods(dir, unwanted)
+	removed = append(removed, pods...)
 	if err != nil {
 		return removed, err
 	}

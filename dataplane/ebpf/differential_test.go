@@ -21,6 +21,14 @@ import (
 // what is on the wire, and what comes out at the other end, may differ in
 // nothing but the outer IP ID and the outer UDP checksum, which we leave out.
 
+// inBothPlaces runs a test where the uplink's skbs are stripped, and where its driver
+// does that.
+func inBothPlaces(t *testing.T, test func(t *testing.T, xdp bool)) {
+	t.Helper()
+	t.Run("skb", func(t *testing.T) { test(t, false) })
+	t.Run("driver", func(t *testing.T) { test(t, true) })
+}
+
 // samples are inner packets from one pod to another, by what is special.
 func samples(srcMAC, dstMAC, src, dst string) map[string]*packet {
 	ip := func(with ...func(*layers.IPv4)) *packet { return eth(srcMAC, dstMAC).ip(src, dst, with...) }
@@ -284,10 +292,13 @@ func TestStrippingIsTheKernels(t *testing.T) {
 
 // A packet that was damaged before it was encapsulated is found out by whoever
 // receives it, though the outer checksum was verified on the way.
-func TestWrongInnerChecksumIsFound(t *testing.T) {
+func TestWrongInnerChecksumIsFound(t *testing.T) { inBothPlaces(t, wrongChecksumIsFound) }
+
+func wrongChecksumIsFound(t *testing.T, xdp bool) {
 	for _, gro := range []string{"gro off", "gro on"} {
 		t.Run(gro, func(t *testing.T) {
 			w := newWired(t)
+			w.xdp = xdp
 			w.Run(t, "ip addr add 10.244.1.5/32 dev lo", "ethtool -K eth0 "+gro)
 			w.accelerate("enforce")
 			out, receive := mustTap(t, w.b, "flannel.1"), mustListen(t, w.NS, "10.244.1.5:40000")
@@ -309,8 +320,11 @@ func TestWrongInnerChecksumIsFound(t *testing.T) {
 }
 
 // All pairs of ECN fields, from the wire: what the kernel makes of them, we do.
-func TestECNOnTheWayInIsTheKernels(t *testing.T) {
+func TestECNOnTheWayInIsTheKernels(t *testing.T) { inBothPlaces(t, ecnIsTheKernels) }
+
+func ecnIsTheKernels(t *testing.T, xdp bool) {
 	w := newWired(t)
+	w.xdp = xdp
 	wire, overlay := mustTap(t, w.b, "eth0"), mustTap(t, w.NS, "flannel.1")
 	table := func(also func(inner, outer uint8, frame []byte)) {
 		for inner := range uint8(4) {
@@ -340,8 +354,11 @@ func TestECNOnTheWayInIsTheKernels(t *testing.T) {
 
 // Whatever we leave to the kernel, malformed or not, meets what it would have
 // met without us.
-func TestPassedPacketsMeetTheKernelAsEver(t *testing.T) {
+func TestPassedPacketsMeetTheKernelAsEver(t *testing.T) { inBothPlaces(t, passedMeetTheKernel) }
+
+func passedMeetTheKernel(t *testing.T, xdp bool) {
 	w := newWired(t)
+	w.xdp = xdp
 	wire, overlay := mustTap(t, w.b, "eth0"), mustTap(t, w.NS, "flannel.1")
 	marker := carried(blueIP, eth(blueMAC, ourMAC).ip(bluePod, ourPod).protocol(254).payload(9)).bytes(t)
 	// What comes before the marker comes because of the packet.
@@ -388,13 +405,16 @@ func TestPassedPacketsMeetTheKernelAsEver(t *testing.T) {
 // Sockets at both ends, with every checksum left open that the devices allow:
 // what is sent is received, by either path and both ways, and the same socket's
 // packets leave from one outer port.
-func TestSocketsSeeNoDifference(t *testing.T) {
+func TestSocketsSeeNoDifference(t *testing.T) { inBothPlaces(t, socketsSeeNoDifference) }
+
+func socketsSeeNoDifference(t *testing.T, xdp bool) {
 	for name, lines := range map[string][]string{
 		"checksums whole on the wire": nil,
 		"checksums open on the wire":  {"ethtool -K eth0 tx on"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWired(t)
+			w.xdp = xdp
 			w.Run(t, lines...)
 			w.b.Run(t, lines...)
 			w.accelerate("enforce")

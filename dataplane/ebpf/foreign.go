@@ -109,6 +109,22 @@ func programsBehind(at attachment) ([]string, error) {
 	return names, nil
 }
 
+// programsInFront lists the tcx programs before ours.
+func programsInFront(at attachment) ([]string, error) {
+	chain, err := link.QueryPrograms(link.QueryOptions{Target: at.device, Attach: at.attachType()})
+	if err != nil {
+		return nil, fmt.Errorf("listing tcx programs: %w", err)
+	}
+	var names []string
+	for _, p := range chain.Programs {
+		if p.ID == at.id {
+			break
+		}
+		names = append(names, "tcx program "+programName(p.ID))
+	}
+	return names, nil
+}
+
 func programName(id ebpf.ProgramID) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {

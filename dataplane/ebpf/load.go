@@ -10,13 +10,24 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 )
 
-// load makes the objects, with express if the kernel lets programs ask
-// conntrack, else without.
+// load makes the objects, with XDP if that is wanted and the kernel takes it.
 func (a *Accelerator) load() error {
 	types := btf.NewCache()
+	err := a.loadMost(types)
+	if err == nil || !a.opts.XDP {
+		return err
+	}
+	a.opts.XDP, a.refusedXDP = false, fmt.Sprintf("the kernel refuses the programs with XDP (%v)", err)
+	return a.loadMost(types)
+}
+
+// loadMost makes the objects, with express if the kernel lets programs ask
+// conntrack, else without.
+func (a *Accelerator) loadMost(types *btf.Cache) error {
 	a.noExpress = missingFunctions(types)
 	a.missed = a.noExpress != ""
 	if !a.missed {
@@ -44,6 +55,7 @@ func (a *Accelerator) loadWith(express bool, types *btf.Cache) error {
 		return err
 	}
 	defer closeAll(pinned)
+	a.inherited = pinned[weftMapRuntime] != nil && pinned[weftMapNotesRead] != nil
 	opts := ebpf.CollectionOptions{MapReplacements: pinned, Cache: types}
 	if opts.Programs.KernelTypes, err = insteadOfNone(types); err != nil {
 		return err
@@ -112,14 +124,27 @@ func adjust(spec *ebpf.CollectionSpec, opts Options, express bool) error {
 	if err := spec.Variables["express"].Set(express); err != nil {
 		return fmt.Errorf("setting express: %w", err)
 	}
+	if err := spec.Variables["with_xdp"].Set(opts.XDP); err != nil {
+		return fmt.Errorf("setting with_xdp: %w", err)
+	}
 	if err := spec.Variables["vni"].Set(opts.VNI); err != nil {
 		return fmt.Errorf("setting the VNI: %w", err)
 	}
 	if err := spec.Variables["port"].Set(opts.Port); err != nil {
 		return fmt.Errorf("setting the port: %w", err)
 	}
+	if !opts.XDP {
+		passAll(spec.Programs[weftProgUplinkXdp])
+	}
 	size(spec, opts)
 	return nil
+}
+
+// passAll makes an XDP program that nobody wants cost nothing.
+func passAll(program *ebpf.ProgramSpec) {
+	const xdpPass = 2
+	first := program.Instructions[0]
+	program.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass).WithMetadata(first.Metadata), asm.Return()}
 }
 
 // size sets the sizes of the maps that have an entry per slot, and of those that
@@ -129,6 +154,9 @@ func size(spec *ebpf.CollectionSpec, opts Options) {
 	if opts.NoIPv4 {
 		slots = 1
 		spec.Maps[weftMapWitnesses].MaxEntries = 1
+	}
+	if !opts.XDP {
+		spec.Maps[weftMapLeftFlows].MaxEntries = 1
 	}
 	if !opts.IPv6 {
 		slots6 = 1
@@ -227,12 +255,15 @@ func samePin(path string, m *ebpf.Map) bool {
 func (a *Accelerator) namedMaps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		weftMapDevices:       a.objects.Devices,
+		weftMapDriverReasons: a.objects.DriverReasons,
 		weftMapEndpoints:     a.objects.Endpoints,
 		weftMapHeartbeat:     a.objects.Heartbeat,
+		weftMapLeftFlows:     a.objects.LeftFlows,
 		weftMapNewcomers:     a.objects.Newcomers,
 		weftMapNodes:         a.objects.Nodes,
 		weftMapNodeAddresses: a.objects.NodeAddresses,
 		weftMapNodes6:        a.objects.Nodes6,
+		weftMapNotesRead:     a.objects.NotesRead,
 		weftMapPeer6Counters: a.objects.Peer6Counters,
 		weftMapPeers6:        a.objects.Peers6,
 		weftMapPeerCounters:  a.objects.PeerCounters,

@@ -38,7 +38,7 @@ func TestProgramsLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := adjust(spec, Options{MaxPeers: 16, VNI: 1, Port: 8472}, c.express); err != nil {
+			if err := adjust(spec, Options{MaxPeers: 16, VNI: 1, Port: 8472, XDP: true}, c.express); err != nil {
 				t.Fatal(err)
 			}
 			opts := ebpf.CollectionOptions{}

@@ -30,12 +30,12 @@ func ExampleMemory() {
 	row(5120, true)
 	// Output:
 	// peers     2 CPUs    16 CPUs   128 CPUs
-	//   100   18.7 MiB   18.9 MiB   20.9 MiB
-	//  1000   18.9 MiB   20.3 MiB   31.5 MiB
-	//  5120   19.8 MiB   26.5 MiB   79.9 MiB
-	// 20000   23.1 MiB   48.8 MiB  254.9 MiB
+	//   100   19.2 MiB   19.4 MiB   21.5 MiB
+	//  1000   19.4 MiB   20.8 MiB   32.1 MiB
+	//  5120   20.3 MiB   27.0 MiB   80.6 MiB
+	// 20000   23.6 MiB   49.3 MiB  255.5 MiB
 	// with IPv6 too:
-	//  5120   23.6 MiB   32.5 MiB  103.4 MiB
+	//  5120   24.1 MiB   33.0 MiB  104.1 MiB
 }
 
 func TestMemoryIsWhatTheKernelSays(t *testing.T) {

@@ -139,6 +139,8 @@ func (n *node) reset() {
 	for _, ip := range []string{blueIP, greenIP, farIP, sideIP} {
 		n.peerState(ip, func(s *weftPeerState) { *s = weftPeerState{RxProven: coarseNow(), TxProven: coarseNow()} })
 	}
+	n.setAggregates(n.accel.objects.LeftFlows, 0)
+	n.put(n.accel.objects.NotesRead, uint32(0), coarseNow())
 	if n.express != nil {
 		n.resetExpress()
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 type wired struct {
 	*node // a
 	b     *netns.NS
+	xdp   bool // packets are to be stripped in the driver
 }
 
 func newWired(t *testing.T) *wired {
@@ -71,7 +73,7 @@ func (w *wired) accelerate(check string) {
 	t.Helper()
 	w.MustDo(t, func() (err error) {
 		w.uplink, w.overlay = uint32(interfaceIndex("eth0")), uint32(interfaceIndex("flannel.1"))
-		w.accel, err = Open(Options{PinDir: filepath.Join(mustBPFFS(t), "weft"), MaxPeers: 16, VNI: 1, Port: 8472})
+		w.accel, err = Open(Options{PinDir: filepath.Join(mustBPFFS(t), "weft"), MaxPeers: 16, VNI: 1, Port: 8472, XDP: w.xdp})
 		return err
 	})
 	t.Cleanup(func() { w.accel.Close() })
@@ -81,6 +83,22 @@ func (w *wired) accelerate(check string) {
 	}
 	w.sync()
 	w.reset()
+	switch why := w.accel.NoXDP(); {
+	case strings.Contains(why, "no tcx link"):
+		t.Skip("this kernel has no tcx links, without which nothing is stripped in a driver")
+	case why != "":
+		t.Fatalf("no XDP: %s", why)
+	}
+}
+
+// stripped is how many packets the driver has stripped.
+func (w *wired) stripped() uint64 {
+	w.tb.Helper()
+	x, err := w.accel.View().XDP()
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return x.Stripped
 }
 
 // during returns what was counted while f ran.

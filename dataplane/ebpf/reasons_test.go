@@ -112,6 +112,7 @@ var provokedElsewhere = map[weftReason]func(*testing.T){
 	weftReasonREASON_ENCAP_REFUSED:      TestTunnelWithinAPod,
 	weftReasonREASON_OUTER_VLAN:         TestVLANTaggedPacketOnTheUplink,
 	weftReasonREASON_FLOW_MANGLED:       TestWhatIsNotWitnessed,
+	weftReasonREASON_NOTE_UNHEARD:       TestDriverStripsOnceItIsHeard,
 	weftReasonREASON_FLOW_ORDER:         TestPacketsBehindOneInTheStackStandInLine,
 	// The kernel refuses these only when it is out of memory.
 	weftReasonREASON_REWRITE_FAILED: TestRewriteThatFails,

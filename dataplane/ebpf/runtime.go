@@ -8,12 +8,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/state"
 )
 
 // SourceChecks are the values of the source check, by enum source_check.
@@ -35,6 +38,7 @@ func (a *Accelerator) syncRuntime(set func(*weftInForce)) error {
 	set(&want)
 	want.Stamp = cmp.Or(have.Stamp, uint32(random())|1)
 	want.Nonce = cmp.Or(have.Nonce, random()|1)
+	want.Token = cmp.Or(have.Token, random()|1)
 	want.readSettings()
 	if want == have {
 		return nil
@@ -52,6 +56,7 @@ func (f *weftInForce) setIPv4(d Desired, lengths []uint8) {
 		f.Local = toBE32(d.Local)
 	}
 	f.Uplink = uint32(d.Uplink)
+	f.UplinkMac = deviceMAC(d.Uplink)
 	f.Overlay = uint32(d.Overlay)
 	f.OverlayMtu = uint32(d.OverlayMTU)
 	f.Mac = d.MAC
@@ -66,6 +71,14 @@ func (f *weftInForce) setIPv4(d Desired, lengths []uint8) {
 func (f *weftInForce) setIPv6(d Desired, lengths []uint8) {
 	f.Overlay6 = uint32(d.Overlay6)
 	f.Prefix6Lengths, f.Prefix6Bits = prefixBits(lengths)
+}
+
+// deviceMAC is zero where there is none: no packet is addressed to that.
+func deviceMAC(index int) (mac state.MAC) {
+	if i, err := net.InterfaceByIndex(index); err == nil && len(i.HardwareAddr) == len(mac) {
+		mac = state.MAC(i.HardwareAddr)
+	}
+	return mac
 }
 
 func prefixBits(lengths []uint8) (used uint8, bits [maxPrefixLengths]uint8) {

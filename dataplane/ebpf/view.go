@@ -263,24 +263,35 @@ type ReasonCount struct {
 }
 
 // ReasonCounts reads the counters of all reasons.
-func (v *View) ReasonCounts() ([]ReasonCount, error) {
+func (v *View) ReasonCounts() ([]ReasonCount, error) { return countReasons(v.maps[weftMapReasons]) }
+
+func countReasons(m *ebpf.Map) ([]ReasonCount, error) {
 	var counts []ReasonCount
-	for i, reason := range Reasons {
+	for i := range Reasons {
 		if i == int(weftReasonREASON_NONE) {
 			continue
 		}
-		var perCPU []weftReasonCounters
-		if err := v.maps[weftMapReasons].Lookup(uint32(i), &perCPU); err != nil {
-			return nil, fmt.Errorf("reading counters of reason %s: %w", reason.Name, err)
-		}
-		count := ReasonCount{Reason: reason}
-		for _, cpu := range perCPU {
-			count.Passed += cpu.Passed
-			count.Dropped += cpu.Dropped
+		count, err := countReason(m, i)
+		if err != nil {
+			return nil, err
 		}
 		counts = append(counts, count)
 	}
 	return counts, nil
+}
+
+// countReason adds up what the CPUs have counted of a reason.
+func countReason(m *ebpf.Map, reason int) (ReasonCount, error) {
+	count := ReasonCount{Reason: Reasons[reason]}
+	var perCPU []weftReasonCounters
+	if err := m.Lookup(uint32(reason), &perCPU); err != nil {
+		return count, fmt.Errorf("reading counters of reason %s: %w", count.Name, err)
+	}
+	for _, cpu := range perCPU {
+		count.Passed += cpu.Passed
+		count.Dropped += cpu.Dropped
+	}
+	return count, nil
 }
 
 // Suspect is a sender that failed the source check.

@@ -72,10 +72,13 @@ type weftInForce struct {
 	Pad               uint32
 	Stamp             uint32
 	Nonce             uint64
+	Token             uint64
 	Overlay6          uint32
 	Prefix6Lengths    uint8
 	Prefix6Bits       [8]uint8
 	Pad6              [3]uint8
+	UplinkMac         [6]uint8
+	PadMac            [2]uint8
 }
 
 type weftNewcomer struct {
@@ -202,30 +205,31 @@ const (
 	weftReasonREASON_INNER_UNPROTECTED     weftReason = 31
 	weftReasonREASON_ECN_CONGESTED         weftReason = 32
 	weftReasonREASON_STRIP_REFUSED         weftReason = 33
-	weftReasonREASON_SOURCE_UNKNOWN_PEER   weftReason = 34
-	weftReasonREASON_SOURCE_NOT_ITS_PREFIX weftReason = 35
-	weftReasonREASON_SOURCE_UNSEEN         weftReason = 36
-	weftReasonREASON_POD_VXLAN_INJECTION   weftReason = 37
-	weftReasonREASON_POD_SENDER            weftReason = 38
-	weftReasonREASON_AGENT_SILENT          weftReason = 39
-	weftReasonREASON_FLOW_PROTOCOL         weftReason = 40
-	weftReasonREASON_FLOW_OPTIONS          weftReason = 41
-	weftReasonREASON_FLOW_FRAGMENT         weftReason = 42
-	weftReasonREASON_FLOW_TTL              weftReason = 43
-	weftReasonREASON_FLOW_MALFORMED        weftReason = 44
-	weftReasonREASON_FLOW_CONTROL          weftReason = 45
-	weftReasonREASON_FLOW_UNWITNESSED      weftReason = 46
-	weftReasonREASON_FLOW_UNTRACKED        weftReason = 47
-	weftReasonREASON_FLOW_UNESTABLISHED    weftReason = 48
-	weftReasonREASON_FLOW_SPECIAL          weftReason = 49
-	weftReasonREASON_FLOW_MANGLED          weftReason = 50
-	weftReasonREASON_WITNESS_STALE         weftReason = 51
-	weftReasonREASON_WITNESS_RENEWAL       weftReason = 52
-	weftReasonREASON_FLOW_ORDER            weftReason = 53
-	weftReasonREASON_POD_UNKNOWN           weftReason = 54
-	weftReasonREASON_POD_MTU               weftReason = 55
-	weftReasonREASON_REWRITE_FAILED        weftReason = 56
-	weftReasonREASON_COUNT                 weftReason = 57
+	weftReasonREASON_NOTE_UNHEARD          weftReason = 34
+	weftReasonREASON_SOURCE_UNKNOWN_PEER   weftReason = 35
+	weftReasonREASON_SOURCE_NOT_ITS_PREFIX weftReason = 36
+	weftReasonREASON_SOURCE_UNSEEN         weftReason = 37
+	weftReasonREASON_POD_VXLAN_INJECTION   weftReason = 38
+	weftReasonREASON_POD_SENDER            weftReason = 39
+	weftReasonREASON_AGENT_SILENT          weftReason = 40
+	weftReasonREASON_FLOW_PROTOCOL         weftReason = 41
+	weftReasonREASON_FLOW_OPTIONS          weftReason = 42
+	weftReasonREASON_FLOW_FRAGMENT         weftReason = 43
+	weftReasonREASON_FLOW_TTL              weftReason = 44
+	weftReasonREASON_FLOW_MALFORMED        weftReason = 45
+	weftReasonREASON_FLOW_CONTROL          weftReason = 46
+	weftReasonREASON_FLOW_UNWITNESSED      weftReason = 47
+	weftReasonREASON_FLOW_UNTRACKED        weftReason = 48
+	weftReasonREASON_FLOW_UNESTABLISHED    weftReason = 49
+	weftReasonREASON_FLOW_SPECIAL          weftReason = 50
+	weftReasonREASON_FLOW_MANGLED          weftReason = 51
+	weftReasonREASON_WITNESS_STALE         weftReason = 52
+	weftReasonREASON_WITNESS_RENEWAL       weftReason = 53
+	weftReasonREASON_FLOW_ORDER            weftReason = 54
+	weftReasonREASON_POD_UNKNOWN           weftReason = 55
+	weftReasonREASON_POD_MTU               weftReason = 56
+	weftReasonREASON_REWRITE_FAILED        weftReason = 57
+	weftReasonREASON_COUNT                 weftReason = 58
 )
 
 type weftReasonCounters struct {
@@ -289,12 +293,15 @@ type weftWitness struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	weftMapDevices           = "devices"
+	weftMapDriverReasons     = "driver_reasons"
 	weftMapEndpoints         = "endpoints"
 	weftMapHeartbeat         = "heartbeat"
+	weftMapLeftFlows         = "left_flows"
 	weftMapNewcomers         = "newcomers"
 	weftMapNodeAddresses     = "node_addresses"
 	weftMapNodes             = "nodes"
 	weftMapNodes6            = "nodes6"
+	weftMapNotesRead         = "notes_read"
 	weftMapPeer6Counters     = "peer6_counters"
 	weftMapPeerCounters      = "peer_counters"
 	weftMapPeerStates        = "peer_states"
@@ -316,6 +323,7 @@ const (
 	weftProgPodOut           = "pod_out"
 	weftProgUplinkIn         = "uplink_in"
 	weftProgUplinkOut        = "uplink_out"
+	weftProgUplinkXdp        = "uplink_xdp"
 	weftVarExpress           = "express"
 	weftVarPort              = "port"
 	weftVarUnusedDevice      = "unused_device"
@@ -324,6 +332,7 @@ const (
 	weftVarUnusedReason      = "unused_reason"
 	weftVarUnusedSourceCheck = "unused_source_check"
 	weftVarVni               = "vni"
+	weftVarWithXdp           = "with_xdp"
 )
 
 // loadWeft returns the embedded CollectionSpec for weft.
@@ -376,6 +385,7 @@ type weftProgramSpecs struct {
 	PodOut      *ebpf.ProgramSpec `ebpf:"pod_out"`
 	UplinkIn    *ebpf.ProgramSpec `ebpf:"uplink_in"`
 	UplinkOut   *ebpf.ProgramSpec `ebpf:"uplink_out"`
+	UplinkXdp   *ebpf.ProgramSpec `ebpf:"uplink_xdp"`
 }
 
 // weftMapSpecs contains maps before they are loaded into the kernel.
@@ -383,12 +393,15 @@ type weftProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftMapSpecs struct {
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
+	DriverReasons *ebpf.MapSpec `ebpf:"driver_reasons"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	Heartbeat     *ebpf.MapSpec `ebpf:"heartbeat"`
+	LeftFlows     *ebpf.MapSpec `ebpf:"left_flows"`
 	Newcomers     *ebpf.MapSpec `ebpf:"newcomers"`
 	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Nodes6        *ebpf.MapSpec `ebpf:"nodes6"`
+	NotesRead     *ebpf.MapSpec `ebpf:"notes_read"`
 	Peer6Counters *ebpf.MapSpec `ebpf:"peer6_counters"`
 	PeerCounters  *ebpf.MapSpec `ebpf:"peer_counters"`
 	PeerStates    *ebpf.MapSpec `ebpf:"peer_states"`
@@ -416,6 +429,7 @@ type weftVariableSpecs struct {
 	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedSourceCheck *ebpf.VariableSpec `ebpf:"unused_source_check"`
 	Vni               *ebpf.VariableSpec `ebpf:"vni"`
+	WithXdp           *ebpf.VariableSpec `ebpf:"with_xdp"`
 }
 
 // weftObjects contains all objects after they have been loaded into the kernel.
@@ -439,12 +453,15 @@ func (o *weftObjects) Close() error {
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftMaps struct {
 	Devices       *ebpf.Map `ebpf:"devices"`
+	DriverReasons *ebpf.Map `ebpf:"driver_reasons"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
+	LeftFlows     *ebpf.Map `ebpf:"left_flows"`
 	Newcomers     *ebpf.Map `ebpf:"newcomers"`
 	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Nodes6        *ebpf.Map `ebpf:"nodes6"`
+	NotesRead     *ebpf.Map `ebpf:"notes_read"`
 	Peer6Counters *ebpf.Map `ebpf:"peer6_counters"`
 	PeerCounters  *ebpf.Map `ebpf:"peer_counters"`
 	PeerStates    *ebpf.Map `ebpf:"peer_states"`
@@ -463,12 +480,15 @@ type weftMaps struct {
 func (m *weftMaps) Close() error {
 	return _WeftClose(
 		m.Devices,
+		m.DriverReasons,
 		m.Endpoints,
 		m.Heartbeat,
+		m.LeftFlows,
 		m.Newcomers,
 		m.NodeAddresses,
 		m.Nodes,
 		m.Nodes6,
+		m.NotesRead,
 		m.Peer6Counters,
 		m.PeerCounters,
 		m.PeerStates,
@@ -497,6 +517,7 @@ type weftVariables struct {
 	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedSourceCheck *ebpf.Variable `ebpf:"unused_source_check"`
 	Vni               *ebpf.Variable `ebpf:"vni"`
+	WithXdp           *ebpf.Variable `ebpf:"with_xdp"`
 }
 
 // weftPrograms contains all programs after they have been loaded into the kernel.
@@ -511,6 +532,7 @@ type weftPrograms struct {
 	PodOut      *ebpf.Program `ebpf:"pod_out"`
 	UplinkIn    *ebpf.Program `ebpf:"uplink_in"`
 	UplinkOut   *ebpf.Program `ebpf:"uplink_out"`
+	UplinkXdp   *ebpf.Program `ebpf:"uplink_xdp"`
 }
 
 func (p *weftPrograms) Close() error {
@@ -523,6 +545,7 @@ func (p *weftPrograms) Close() error {
 		p.PodOut,
 		p.UplinkIn,
 		p.UplinkOut,
+		p.UplinkXdp,
 	)
 }
 

@@ -16,10 +16,16 @@ import (
 // they come alone and when they come in trains. They may not overtake each other
 // more than on the kernel path alone.
 func TestExpressKeepsOrder(t *testing.T) {
-	for _, underlay := range underlays {
-		t.Run(string(underlay), func(t *testing.T) {
+	for name, opts := range map[string]lab.Options{
+		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts.Pods = 1
 			seen := map[bool]overtakings{}
-			playEverywhere(t, lab.Options{Pods: 1, Underlay: underlay}, []expressScenario{{"mixed", func(t lab.Test, w world) {
+			playEverywhere(t, opts, []expressScenario{{"mixed", func(t lab.Test, w world) {
+				if name == "XDP" {
+					mustSendWhole(t, w.Lab)
+				}
 				before := w.passed(t, 1, "witness_renewal") + w.passed(t, 2, "witness_renewal")
 				d := mixedTraffic(t, w)
 				t.Logf("%+v, renewals of witnesses: %d", d, w.passed(t, 1, "witness_renewal")+w.passed(t, 2, "witness_renewal")-before)

@@ -19,9 +19,15 @@ import (
 // received from it, in packets and bytes on the wire, over all paths: for
 // aggregates, fragments and single packets, while acceleration goes on and off.
 func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
-	for _, underlay := range underlays {
-		t.Run(string(underlay), func(t *testing.T) {
-			lt, l := newTrafficLab(t, lab.Options{Underlay: underlay, Pods: 2})
+	for name, opts := range map[string]lab.Options{
+		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts.Pods = 2
+			lt, l := newTrafficLab(t, opts)
+			if name == "XDP" {
+				mustSendWhole(lt, l)
+			}
 			n1, n2 := l.Node(1), l.Node(2)
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustRideBase(lt, r)
@@ -61,7 +67,8 @@ func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
 				t.Logf("%s: %d packets, %d bytes there, %d packets, %d bytes back", load.name, c1.TxPackets, c1.TxBytes, c2.TxPackets, c2.TxBytes)
 			}
 			for _, n := range l.Nodes {
-				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets, c.kernel.TxPackets, c.kernel.RxPackets) < 1000 {
+				// The driver leaves the kernel little to receive.
+				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets, 10*c.kernel.TxPackets, 10*c.kernel.RxPackets) < 1000 {
 					t.Errorf("%s did not use both paths both ways: %+v", n, c)
 				}
 			}

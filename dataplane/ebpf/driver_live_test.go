@@ -1,0 +1,292 @@
+//go:build linux
+
+package ebpf
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+)
+
+// newXDPWired is newWired with programs at node a, that in the driver among them.
+func newXDPWired(t *testing.T, check string) *wired {
+	t.Helper()
+	w := newWired(t)
+	w.xdp = true
+	w.accelerate(check)
+	return w
+}
+
+// The driver strips what it understands, and what comes out of the overlay device
+// is what the kernel makes of it. It leaves alone what has a checksum that is still
+// open, or none that can be verified.
+func TestStrippingInTheDriverIsTheKernels(t *testing.T) {
+	left := map[string]bool{
+		"a protocol nobody knows": true, "SCTP": true, "a bare header": true,
+		"a first fragment": true, "a later fragment": true, "IP options": true,
+	}
+	for name, c := range offloads {
+		whole := slices.Contains(c.setUp, "ethtool -K eth0 tx off")
+		outer := !slices.Contains(c.setUp, "noudpcsum")
+		t.Run(name, func(t *testing.T) {
+			w := newWired(t)
+			w.xdp = true
+			w.offload(c.setUp)
+			out, overlay := mustTap(t, w.b, "flannel.1"), mustTap(t, w.NS, "flannel.1")
+			all := samples(blueMAC, ourMAC, bluePod, ourPod)
+			w.accelerate("enforce")
+			for _, name := range slices.Sorted(maps.Keys(all)) {
+				t.Run(name, func(t *testing.T) {
+					w.reset()
+					frame := all[name].bytes(t)
+					var inside []byte
+					before := w.stripped()
+					got := w.during(func() {
+						out.send(frame)
+						inside = overlay.next(soon, isIPv4)
+						time.Sleep(2 * time.Millisecond) // the kernel's path is counted behind the tap
+					})
+					if !bytes.Equal(inside, frame) {
+						t.Errorf("at our overlay device came\n     %x\nwant %x", inside, frame)
+					}
+					want := uint64(1)
+					if left[name] || outer && (!whole || name == "UDP without a checksum") {
+						want = 0
+					}
+					if stripped := w.stripped() - before; stripped != want {
+						t.Errorf("the driver has stripped %d packets, want %d", stripped, want)
+					}
+					path, reasons := "base", map[string]uint64(nil)
+					if outer && !whole && unprotected[name] || outer && whole && c.unverified && unprotected[name] {
+						path, reasons = "kernel", one(weftReasonREASON_INNER_UNPROTECTED)
+					}
+					mustCount(t, got, reasons, nil, received(blueIP, path, 1, uint64(len(frame)-14)))
+				})
+			}
+		})
+	}
+}
+
+// Before uplink_in was seen to get what the driver says with a packet, nothing is
+// stripped; nor when that is long ago.
+func TestDriverStripsOnceItIsHeard(t *testing.T) {
+	w := newXDPWired(t, "observe")
+	out, overlay := mustTap(t, w.b, "flannel.1"), mustTap(t, w.NS, "flannel.1")
+	frame := fromBlue(100).bytes(t)
+	send := func() (stripped uint64) {
+		t.Helper()
+		before := w.stripped()
+		out.send(frame)
+		if inside := overlay.next(soon, isIPv4); !bytes.Equal(inside, frame) {
+			t.Errorf("at our overlay device came\n     %x\nwant %x", inside, frame)
+		}
+		return w.stripped() - before
+	}
+	for _, heard := range []uint64{0, ago(2100 * time.Millisecond)} {
+		w.reset()
+		w.put(w.accel.objects.NotesRead, uint32(0), heard)
+		if n := send(); n != 0 {
+			t.Errorf("heard at %d: %d packets were stripped at first", heard, n)
+		}
+		w.setAggregates(w.accel.objects.LeftFlows, 0)
+		if n := send(); n != 1 {
+			t.Errorf("heard at %d: %d packets were stripped once uplink_in had got a note, want 1", heard, n)
+		}
+	}
+	// What somebody else writes in front of a packet is no note.
+	x, err := w.accel.View().XDP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range x.Reasons {
+		if r.Name == "note_unheard" && r.Passed != 2 {
+			t.Errorf("%d packets were left for want of a note, want 2", r.Passed)
+		}
+	}
+}
+
+// Behind a packet that the driver leaves as it is, the flow's next ones are left
+// too: they would overtake it.
+func TestDriverKeepsOrder(t *testing.T) {
+	w := newXDPWired(t, "observe")
+	out, overlay := mustTap(t, w.b, "flannel.1"), mustTap(t, w.NS, "flannel.1")
+	w.reset()
+	send := func(p *packet) uint64 {
+		before := w.stripped()
+		out.send(p.bytes(t))
+		overlay.next(soon, isIPv4)
+		return w.stripped() - before
+	}
+	flow := func() *packet { return eth(blueMAC, ourMAC).ip(bluePod, ourPod).udp(7, 8).payload(100) }
+	if n := send(flow()); n != 1 {
+		t.Fatalf("%d packets were stripped, want 1", n)
+	}
+	out.send(eth(blueMAC, ourMAC).ip(bluePod, ourPod, firstFragment).udp(7, 8).payload(800).bytes(t))
+	overlay.next(soon, isIPv4)
+	w.setAggregates(w.accel.objects.LeftFlows, coarseNow())
+	if n := send(flow()); n != 0 {
+		t.Errorf("%d packets were stripped behind one that was left", n)
+	}
+	w.setAggregates(w.accel.objects.LeftFlows, ago(100*time.Millisecond))
+	if n := send(flow()); n != 1 {
+		t.Errorf("%d packets were stripped a while later, want 1", n)
+	}
+}
+
+// In enforce what must not come in does not become an skb.
+func TestDriverRefuses(t *testing.T) {
+	for check, refused := range map[string]uint64{"enforce": 1, "observe": 0} {
+		t.Run(check, func(t *testing.T) {
+			w := newXDPWired(t, check)
+			wire, uplink := mustTap(t, w.b, "eth0"), mustTap(t, w.NS, "eth0")
+			for name, c := range map[string]struct {
+				packet *packet
+				reason weftReason
+			}{
+				"of no peer":      {carried("192.0.2.77", eth(blueMAC, ourMAC).ip(bluePod, ourPod).udp(7, 8).payload(9)), weftReasonREASON_SOURCE_UNKNOWN_PEER},
+				"of another peer": {carried(greenIP, eth(blueMAC, ourMAC).ip(bluePod, ourPod).udp(7, 8).payload(9)), weftReasonREASON_SOURCE_NOT_ITS_PREFIX},
+			} {
+				t.Run(name, func(t *testing.T) {
+					w.reset()
+					var seen []byte
+					got := w.during(func() {
+						wire.send(c.packet.bytes(t))
+						seen = uplink.next(never, isVXLAN)
+					})
+					if dropped := got.dropped[Reasons[c.reason].Name]; dropped != refused {
+						t.Errorf("%d packets were dropped, want %d", dropped, refused)
+					}
+					if (seen == nil) != (refused == 1) {
+						t.Errorf("behind the driver came %x", seen)
+					}
+				})
+			}
+			if x, err := w.accel.View().XDP(); err != nil || x.Stripped != 0 {
+				t.Errorf("%d packets were stripped (%v)", x.Stripped, err)
+			}
+		})
+	}
+}
+
+// What is in the way is said, and everything else goes on without XDP.
+func TestDriverThatIsLeftAlone(t *testing.T) {
+	drop := &ebpf.ProgramSpec{
+		Name: "foreign", Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	}
+	for name, c := range map[string]struct {
+		given func(*testing.T, *wired)
+		why   string
+	}{
+		"another XDP program": {func(t *testing.T, w *wired) {
+			prog, err := ebpf.NewProgram(drop)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: int(w.uplink), Flags: link.XDPDriverMode})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close(); prog.Close() })
+		}, "another XDP program is there"},
+		"a device whose driver knows no XDP": {func(t *testing.T, w *wired) {
+			w.Run(t, "ip link add nodriver type bridge", "ip link set nodriver up")
+			w.desired.Uplink = interfaceIndex("nodriver")
+		}, "the uplink's driver takes no XDP program"},
+		"a program in front of uplink_in": {func(t *testing.T, w *wired) {
+			spec := drop.Copy()
+			spec.Type = ebpf.SchedCLS
+			spec.Instructions[0] = asm.Mov.Imm(asm.R0, -1)
+			prog, err := ebpf.NewProgram(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: int(w.uplink), Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close(); prog.Close() })
+		}, "would see stripped packets before uplink_in does"},
+		"a clsact filter for uplink_in": {func(_ *testing.T, w *wired) {
+			w.accel.attach = func(s site, _ *ebpf.Program, _ string) (attachment, error) {
+				return attachment{site: s, kind: "clsact"}, nil
+			}
+		}, "needs Linux 6.6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newXDPWired(t, "observe")
+			w.MustDo(t, func() error { _, err := unpinXDP(w.accel.opts.PinDir); return err })
+			w.MustDo(t, func() error { c.given(t, w); return nil })
+			w.sync()
+			if why := w.accel.NoXDP(); !strings.Contains(why, c.why) {
+				t.Errorf("in the way is %q, want %q", why, c.why)
+			}
+			if x, err := w.accel.View().XDP(); err != nil || x.Attached {
+				t.Errorf("a program is in the driver (%v)", err)
+			}
+		})
+	}
+}
+
+// The program stays in the driver while an agent takes over from another, unless
+// the new one does not want it; with the programs behind it, it goes.
+func TestDriverIsHandedOver(t *testing.T) {
+	w := newXDPWired(t, "observe")
+	attached := func() (uint32, bool) {
+		l, err := link.LoadPinnedLink(w.accel.xdpPin(), nil)
+		if err != nil {
+			return 0, false
+		}
+		defer l.Close()
+		info, err := l.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return uint32(info.ID), true
+	}
+	next := func(xdp bool) {
+		t.Helper()
+		opts := w.accel.opts
+		opts.XDP = xdp
+		w.MustDo(t, func() error {
+			accel, err := Open(opts)
+			if err != nil {
+				return err
+			}
+			w.accel.Close()
+			w.accel = accel
+			return nil
+		})
+		w.sync()
+	}
+	first, ok := attached()
+	if !ok {
+		t.Fatal("nothing is attached")
+	}
+	next(true)
+	if second, ok := attached(); !ok || second != first {
+		t.Errorf("link %d became link %d", first, second)
+	}
+	next(false)
+	if _, ok := attached(); ok {
+		t.Error("it is there though nobody wants it")
+	}
+	next(true)
+	w.MustDo(t, func() error {
+		removed, err := Detach(w.accel.opts.PinDir)
+		if len(removed) == 0 || removed[0] != "program uplink_xdp" {
+			t.Errorf("removed first was %v, want uplink_xdp", removed)
+		}
+		return err
+	})
+	if _, ok := attached(); ok {
+		t.Error("it is there without uplink_in")
+	}
+}
