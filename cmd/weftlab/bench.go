@@ -41,6 +41,7 @@ func modes() []mode {
 		{name: "kernel", about: "pod to pod, weft with acceleration off", kind: lab.Weft, enter: accel("off")},
 		{name: "base", about: "pod to pod, weft with the base path alone", kind: lab.Weft, enter: accel("on base", "off express")},
 		{name: "express", about: "pod to pod, weft with all it has", kind: lab.Weft, enter: accel("on")},
+		{name: "xdp", about: "express, and packets stripped in the uplink's driver where checksums are whole (--underlay summed)", kind: lab.Weft, agent: []string{"--xdp=on"}, enter: accel("on")},
 	}
 }
 

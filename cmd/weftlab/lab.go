@@ -31,7 +31,7 @@ func runUp(e *env, args []string) error {
 	nodes := fs.Int("nodes", 3, "`number` of nodes")
 	pods := fs.Int("pods", 2, "`number` of pods on each")
 	mtu := fs.Int("mtu", 1500, "MTU of the underlay in `bytes`")
-	underlay := fs.String("underlay", string(lab.Virtual), "`kind` of underlay: virtual carries aggregates whole, wire cuts them as a network card does")
+	underlay := fs.String("underlay", string(lab.Virtual), "`kind` of underlay: virtual carries aggregates whole, wire cuts them as a network card does, summed also computes their checksums")
 	kinds := fs.String("kinds", string(lab.Weft), "`list` of kinds of nodes, the last of which is that of all that follow: weft, kernel (flannel's state by ip commands), bare")
 	netfilter := fs.Bool("netfilter", true, "load the rules that kube-proxy leaves on a node")
 	agentFlags := fs.String("agent-flags", "", "`flags` for weft agent, split at blanks")

@@ -52,7 +52,7 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	modeList := fs.String("modes", "host,kernel,base", "`list` of modes")
 	testList := fs.String("tests", "", "`list` of tests; all by default")
 	baselines := fs.String("baseline", "", "`list` of modes that the others are compared with; by default flanneld (else kernel) and host")
-	underlays := fs.String("underlay", "virtual,wire", "`list` of underlays: virtual carries aggregates whole, wire cuts them as a network card does")
+	underlays := fs.String("underlay", "virtual,wire", "`list` of underlays: virtual carries aggregates whole, wire cuts them as a network card does, summed also computes their checksums")
 	cpus := fs.String("cpus", "1", "`list` of numbers of CPUs for client and server: 1 shows the cost of a transaction, 2 its latency")
 	peers := fs.String("peers", "1", "`list` of numbers of nodes that each node is told of")
 	to := fs.String("to", "pod", "`list` of what clients in pods talk to: pod, or a ClusterIP by real kube-proxy in a mode and with a number of Services, as in iptables:1 or nftables:1000")

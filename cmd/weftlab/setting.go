@@ -131,10 +131,10 @@ func (f factors) combinations() (all []setting) {
 func parseFactors(underlays, cpus, peers, to string) (f factors, err error) {
 	var errs [4]error
 	f.underlays, errs[0] = parseList(underlays, func(word string) (lab.Underlay, error) {
-		if u := lab.Underlay(word); u == lab.Virtual || u == lab.Wire {
+		if u := lab.Underlay(word); u == lab.Virtual || u == lab.Wire || u == lab.Summed {
 			return u, nil
 		}
-		return "", usagef("bench: --underlay has %q; give virtual, wire or both, as in virtual,wire", word)
+		return "", usagef("bench: --underlay has %q; give some of virtual, wire and summed, as in virtual,wire", word)
 	})
 	f.cpus, errs[1] = parseList(cpus, func(word string) (int, error) {
 		if word == "1" || word == "2" {

@@ -23,9 +23,6 @@ func TestExpressKeepsOrder(t *testing.T) {
 			opts.Pods = 1
 			seen := map[bool]overtakings{}
 			playEverywhere(t, opts, []expressScenario{{"mixed", func(t lab.Test, w world) {
-				if name == "XDP" {
-					mustSendWhole(t, w.Lab)
-				}
 				before := w.passed(t, 1, "witness_renewal") + w.passed(t, 2, "witness_renewal")
 				d := mixedTraffic(t, w)
 				t.Logf("%+v, renewals of witnesses: %d", d, w.passed(t, 1, "witness_renewal")+w.passed(t, 2, "witness_renewal")-before)

@@ -39,7 +39,7 @@ var underlays = []lab.Underlay{lab.Virtual, lab.Wire}
 func newTrafficLab(tb testing.TB, opts lab.Options) (lab.Test, *lab.Lab) {
 	tb.Helper()
 	t, l := newLab(tb, opts)
-	if opts.Underlay == lab.Wire {
+	if opts.Underlay != lab.Virtual {
 		for _, n := range l.Nodes {
 			t.Run(l.Underlay, fmt.Sprintf("ethtool -K %s tso off", n))
 		}

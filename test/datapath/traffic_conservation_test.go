@@ -25,9 +25,6 @@ func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			opts.Pods = 2
 			lt, l := newTrafficLab(t, opts)
-			if name == "XDP" {
-				mustSendWhole(lt, l)
-			}
 			n1, n2 := l.Node(1), l.Node(2)
 			r := between(l.Pod(1, 1), l.Pod(2, 1))
 			mustRideBase(lt, r)

@@ -88,7 +88,13 @@ const (
 	// Wire makes each uplink send packets no longer than its MTU and merge
 	// what it receives (GRO), as a network card does.
 	Wire Underlay = "wire"
+	// Summed is Wire with whole checksums, which each node computes: a driver that
+	// strips packets leaves those alone whose checksums are still open.
+	Summed Underlay = "summed"
 )
+
+// underlays are all kinds.
+var underlays = []Underlay{Virtual, Wire, Summed}
 
 // Options say what a lab looks like. The zero value is two bare nodes with one
 // pod each on a virtual underlay.
@@ -184,8 +190,8 @@ func (o Options) defaults() (Options, error) {
 	if o.MTU < 700 || o.MTU > 65000 {
 		wrong("underlay MTU %d: choose 700 to 65000", o.MTU)
 	}
-	if o.Underlay != Virtual && o.Underlay != Wire {
-		wrong("underlay %q: choose %s or %s", o.Underlay, Virtual, Wire)
+	if !slices.Contains(underlays, o.Underlay) {
+		wrong("underlay %q: choose one of %s", o.Underlay, underlays)
 	}
 	for _, k := range o.Kinds {
 		if !slices.Contains([]Kind{Bare, Kernel, Weft, Flanneld}, k) {

@@ -55,8 +55,12 @@ func (n *Node) plugIn(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	if n.lab.Options.Underlay == Wire {
-		if err := n.Run(ctx, wireFeatures); err != nil {
+	if n.lab.Options.Underlay != Virtual {
+		features := wireFeatures
+		if n.lab.Options.Underlay == Summed {
+			features += " tx off"
+		}
+		if err := n.Run(ctx, features); err != nil {
 			return err
 		}
 		if err := n.lab.Underlay.Run(ctx, "ethtool -K "+n.name+" tso off"); err != nil {
