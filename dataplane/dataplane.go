@@ -534,7 +534,7 @@ func (d *Dataplane) look() bool {
 	now := seen(hooks, err)
 	changed := now != d.lastLook
 	d.lastLook = now
-	return changed || d.accel.SettingsChanged() || d.accel.HasRoom(d.misfits)
+	return changed || d.accel.SettingsChanged() || d.accel.XDPChanged() || d.accel.HasRoom(d.misfits)
 }
 
 // seen is what a look at the attachments comes to, as a text to compare.

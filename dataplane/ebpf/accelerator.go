@@ -56,6 +56,9 @@ type Accelerator struct {
 	inherited         bool
 	noXDP, refusedXDP string
 	uplinkIn          attachment
+	// xdpFor and xdpSeen are what the last Sync wanted, and what it found then.
+	xdpFor  Desired
+	xdpSeen string
 	// swept tells that programs that are not wanted were looked for on all
 	// devices.
 	swept bool

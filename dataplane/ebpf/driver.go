@@ -37,21 +37,39 @@ func (a *Accelerator) syncXDP(d Desired) (err error) {
 	if !a.opts.XDP {
 		return nil
 	}
-	if a.noXDP, err = a.hindersXDP(d); err != nil || a.noXDP != "" {
-		return errors.Join(err, a.withdrawXDP())
+	a.xdpFor = d
+	if a.noXDP, err = a.hindersXDP(); err == nil && a.noXDP == "" {
+		// The card takes the tags off, and what is left could be for us.
+		a.noXDP, err = vlanOn(d.Uplink)
 	}
-	err = attachXDP(d.Uplink, a.objects.UplinkXdp, a.xdpPin())
-	if err != nil {
+	if err != nil || a.noXDP != "" {
+		err = errors.Join(err, a.withdrawXDP())
+		a.xdpSeen = a.lookXDP()
+		return err
+	}
+	if err := attachXDP(d.Uplink, a.objects.UplinkXdp, a.xdpPin()); err != nil {
 		a.noXDP = fmt.Sprintf("the uplink's driver takes no XDP program, or not with the device's MTU and offloads (%v)", err)
 	}
+	a.xdpSeen = a.lookXDP()
 	return nil
+}
+
+// XDPChanged tells whether something came to be in the way of uplink_xdp, or went,
+// since Sync looked.
+func (a *Accelerator) XDPChanged() bool { return a.opts.XDP && a.lookXDP() != a.xdpSeen }
+
+// lookXDP is what a look comes to, as a text to compare.
+func (a *Accelerator) lookXDP() string {
+	why, err := a.hindersXDP()
+	device, deviceErr := xdpDevice(a.xdpPin())
+	return fmt.Sprint(why, err, device, deviceErr)
 }
 
 func (a *Accelerator) xdpPin() string { return filepath.Join(linksDir(a.opts.PinDir), uplinkXDP) }
 
-// hindersXDP says what is in the way, or nothing.
-func (a *Accelerator) hindersXDP(d Desired) (string, error) {
-	if a.opts.NoIPv4 || d.Overlay == 0 {
+// hindersXDP says what is in the way of XDP at the uplink, or nothing.
+func (a *Accelerator) hindersXDP() (string, error) {
+	if a.opts.NoIPv4 || a.xdpFor.Overlay == 0 {
 		return "there is no IPv4 overlay device on an uplink", nil
 	}
 	// A filter can be there without being pinned, and so go by itself.
@@ -65,23 +83,18 @@ func (a *Accelerator) hindersXDP(d Desired) (string, error) {
 	if len(front) > 0 {
 		return fmt.Sprintf("%s would see stripped packets before uplink_in does", front[0]), nil
 	}
-	uplink, err := netlink.LinkByIndex(d.Uplink)
-	if err != nil {
-		return "", fmt.Errorf("reading the uplink: %w", err)
-	}
-	// The card takes the tags off, and what is left could be for us.
-	return vlanOn(uplink.Attrs())
+	return "", nil
 }
 
 // vlanOn names a VLAN device on a device, in a sentence.
-func vlanOn(device *netlink.LinkAttrs) (string, error) {
+func vlanOn(device int) (string, error) {
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return "", fmt.Errorf("listing devices: %w", err)
 	}
 	for _, l := range links {
-		if l.Type() == "vlan" && l.Attrs().ParentIndex == device.Index {
-			return fmt.Sprintf("%s has the VLAN device %s, whose packets could not be told from its own", device.Name, l.Attrs().Name), nil
+		if l.Type() == "vlan" && l.Attrs().ParentIndex == device {
+			return fmt.Sprintf("the uplink has the VLAN device %s, whose packets could not be told from its own", l.Attrs().Name), nil
 		}
 	}
 	return "", nil

@@ -184,8 +184,12 @@ func TestDriverThatIsLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		given func(*testing.T, *wired)
 		why   string
+		seen  bool // without a Sync
 	}{
 		"another XDP program": {func(t *testing.T, w *wired) {
+			if _, err := unpinXDP(w.accel.opts.PinDir); err != nil {
+				t.Fatal(err)
+			}
 			prog, err := ebpf.NewProgram(drop)
 			if err != nil {
 				t.Fatal(err)
@@ -195,11 +199,11 @@ func TestDriverThatIsLeftAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close(); prog.Close() })
-		}, "another XDP program is there"},
+		}, "another XDP program is there", true},
 		"a device whose driver knows no XDP": {func(t *testing.T, w *wired) {
 			w.Run(t, "ip link add nodriver type bridge", "ip link set nodriver up")
 			w.desired.Uplink = interfaceIndex("nodriver")
-		}, "the uplink's driver takes no XDP program"},
+		}, "the uplink's driver takes no XDP program", false},
 		"a program in front of uplink_in": {func(t *testing.T, w *wired) {
 			spec := drop.Copy()
 			spec.Type = ebpf.SchedCLS
@@ -213,17 +217,25 @@ func TestDriverThatIsLeftAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close(); prog.Close() })
-		}, "would see stripped packets before uplink_in does"},
+		}, "would see stripped packets before uplink_in does", true},
 		"a clsact filter for uplink_in": {func(_ *testing.T, w *wired) {
 			w.accel.attach = func(s site, _ *ebpf.Program, _ string) (attachment, error) {
 				return attachment{site: s, kind: "clsact"}, nil
 			}
-		}, "needs Linux 6.6"},
+		}, "needs Linux 6.6", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newXDPWired(t, "observe")
-			w.MustDo(t, func() error { _, err := unpinXDP(w.accel.opts.PinDir); return err })
-			w.MustDo(t, func() error { c.given(t, w); return nil })
+			w.MustDo(t, func() error {
+				if w.accel.XDPChanged() {
+					t.Error("something has changed, and nothing did")
+				}
+				c.given(t, w)
+				if c.seen && !w.accel.XDPChanged() {
+					t.Error("nothing has changed, it seems")
+				}
+				return nil
+			})
 			w.sync()
 			if why := w.accel.NoXDP(); !strings.Contains(why, c.why) {
 				t.Errorf("in the way is %q, want %q", why, c.why)
