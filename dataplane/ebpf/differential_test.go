@@ -295,11 +295,17 @@ func TestStrippingIsTheKernels(t *testing.T) {
 func TestWrongInnerChecksumIsFound(t *testing.T) { inBothPlaces(t, wrongChecksumIsFound) }
 
 func wrongChecksumIsFound(t *testing.T, xdp bool) {
-	for _, gro := range []string{"gro off", "gro on"} {
-		t.Run(gro, func(t *testing.T) {
+	for name, lines := range map[string][]string{
+		"GRO off": {"ethtool -K eth0 gro off"}, "GRO on": {"ethtool -K eth0 gro on"}, "no outer checksum": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
 			w := newWired(t)
 			w.xdp = xdp
-			w.Run(t, "ip addr add 10.244.1.5/32 dev lo", "ethtool -K eth0 "+gro)
+			w.Run(t, "ip addr add 10.244.1.5/32 dev lo")
+			w.Run(t, lines...)
+			if lines == nil {
+				w.offload(offloads["no outer checksum"].setUp)
+			}
 			w.accelerate("enforce")
 			out, receive := mustTap(t, w.b, "flannel.1"), mustListen(t, w.NS, "10.244.1.5:40000")
 			damaged := fromBlue(100).bytes(t, set(100, 0xde, 0xad))
