@@ -366,31 +366,35 @@ func timeouts(t lab.Test, w world) {
 	has := func(n *lab.Node) bool {
 		return t.Run(n, "sh", "-c", fmt.Sprintf("conntrack -L -p tcp --orig-port-src %d --orig-port-dst %d 2>/dev/null", idlePort, port)) != ""
 	}
-	early, late := false, false
-	for time.Since(began) < 7*time.Second {
-		if err := busy.ask(1); err != nil {
-			t.Fatalf("a TCP connection that was used all the time after %s: %v", time.Since(began), err)
-		}
-		if err := busyUDP.ask(1); err != nil {
-			t.Fatalf("a UDP flow that was used all the time after %s: %v", time.Since(began), err)
-		}
-		time.Sleep(5 * time.Millisecond)
-		switch age := time.Since(began); {
-		case age > 2500*time.Millisecond && !early:
-			early = true
-			for _, n := range w.Nodes {
-				if !has(n) {
-					t.Errorf("%s has forgotten an idle connection after %s, with a timeout of 4 s", n, age)
+	used := make(chan error, 1)
+	go func() { // apart, since conntrack's program may take longer than a timeout
+		used <- func() error {
+			for time.Since(began) < 7*time.Second {
+				if err := busy.ask(1); err != nil {
+					return fmt.Errorf("a TCP connection that was used all the time after %s: %w", time.Since(began), err)
 				}
-			}
-		case age > 6500*time.Millisecond && !late:
-			late = true
-			for _, n := range w.Nodes {
-				if has(n) {
-					t.Errorf("%s still knows an idle connection after %s, with a timeout of 4 s", n, age)
+				if err := busyUDP.ask(1); err != nil {
+					return fmt.Errorf("a UDP flow that was used all the time after %s: %w", time.Since(began), err)
 				}
+				time.Sleep(5 * time.Millisecond)
 			}
+			return nil
+		}()
+	}()
+	time.Sleep(2500*time.Millisecond - time.Since(began))
+	for _, n := range w.Nodes {
+		if known := has(n); !known && time.Since(began) < 4*time.Second {
+			t.Errorf("%s has forgotten an idle connection after %s, with a timeout of 4 s", n, time.Since(began))
 		}
+	}
+	time.Sleep(6500*time.Millisecond - time.Since(began))
+	for _, n := range w.Nodes {
+		if has(n) {
+			t.Errorf("%s still knows an idle connection after %s, with a timeout of 4 s", n, time.Since(began))
+		}
+	}
+	if err := <-used; err != nil {
+		t.Fatal(err)
 	}
 }
 
