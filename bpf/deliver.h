@@ -98,6 +98,21 @@ static __always_inline enum reason may_deliver(struct __sk_buff *skb, const stru
 	return REASON_NONE;
 }
 
+/* may_deliver for a packet without outer headers. */
+static __always_inline enum reason may_deliver_frame(struct __sk_buff *skb,
+						     const struct in_force *rt,
+						     const struct peer_state *state,
+						     const struct frame *frame, struct delivery *d)
+{
+	struct transport t;
+	bool readable = read_transport(skb, ETH_HLEN, &frame->ip, &t);
+
+	if (rt->held || !state)
+		return EXPRESS_OFF;
+	return may_deliver(skb, rt, state, &frame->ip, ETH_HLEN, readable ? &t : NULL, d,
+			   bpf_ktime_get_coarse_ns());
+}
+
 /* A packet whose turn has come was judged when it took its place. */
 static __always_inline enum reason leave_line(struct __sk_buff *skb, const struct frame *frame,
 					      __u32 place, struct delivery *d)

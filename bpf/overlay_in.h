@@ -36,19 +36,13 @@ static __always_inline enum reason deliver_stripped(struct __sk_buff *skb,
 						    const struct peer_state *state,
 						    const struct frame *frame, struct delivery *d)
 {
-	const struct iphdr *ip = &frame->ip;
-	struct transport t;
-	bool transport = read_transport(skb, ETH_HLEN, ip, &t);
-	enum reason reason;
+	enum reason reason = may_deliver_frame(skb, rt, state, frame, d);
 
-	if (rt->held)
-		return EXPRESS_OFF;
-	if ((reason = may_deliver(skb, rt, state, ip, ETH_HLEN, transport ? &t : NULL, d,
-				  bpf_ktime_get_coarse_ns())))
+	if (reason)
 		return reason;
 	if (!d->pod)
 		return REASON_POD_UNKNOWN; /* can't be; for the verifier */
-	return address_to_pod(skb, *frame, ip->tos, d) ? REASON_REWRITE_FAILED : REASON_NONE;
+	return address_to_pod(skb, *frame, frame->ip.tos, d) ? REASON_REWRITE_FAILED : REASON_NONE;
 }
 
 /* A good packet of a peer's that the kernel has stripped. */

@@ -31,19 +31,6 @@ static __always_inline void vouch(struct __sk_buff *skb)
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_INC);
 }
 
-static __always_inline enum reason may_express(struct __sk_buff *skb, const struct in_force *rt,
-					       const struct peer_state *state,
-					       const struct frame *frame, struct delivery *d)
-{
-	struct transport t;
-	bool readable = read_transport(skb, ETH_HLEN, &frame->ip, &t);
-
-	if (rt->held || !state)
-		return EXPRESS_OFF;
-	return may_deliver(skb, rt, state, &frame->ip, ETH_HLEN, readable ? &t : NULL, d,
-			   bpf_ktime_get_coarse_ns());
-}
-
 static __always_inline int take_stripped(struct __sk_buff *skb, const struct in_force *rt,
 					 __u32 slot)
 {
@@ -61,7 +48,7 @@ static __always_inline int take_stripped(struct __sk_buff *skb, const struct in_
 
 	struct load load = measure(skb, ETH_HLEN, &frame.ip);
 
-	reason = may_express(skb, rt, find_state(slot), &frame, &delivery);
+	reason = may_deliver_frame(skb, rt, find_state(slot), &frame, &delivery);
 	if (!reason && delivery.pod) {
 		if (address_to_pod(skb, frame, frame.ip.tos, &delivery))
 			return drop(REASON_REWRITE_FAILED);

@@ -225,13 +225,13 @@ static __always_inline enum reason may_strip(struct xdp_md *ctx, const struct ar
 		return REASON_ECN_CONGESTED;
 	if (!find_device(DEVICE_OVERLAY))
 		return REASON_DEVICE_MISSING;
-	if ((reason = whole(ctx, a)))
+	if (!notes_arrive(now))
+		return REASON_NOTE_UNHEARD;
+	if ((reason = whole(ctx, a))) /* it looks at every byte, so late */
 		return reason;
-	if ((reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now))) {
+	if ((reason = host_proven(a->state->rx_proven, &a->state->rx_renewal, now)))
 		keep_order(&rx_aggregates, flow, now); /* so uplink_in leaves it to the host */
-		return reason;
-	}
-	return notes_arrive(now) ? REASON_NONE : REASON_NOTE_UNHEARD;
+	return reason;
 }
 
 /* may_strip for a packet whose peer may be accelerated at all. */

@@ -5,6 +5,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,6 +202,9 @@ func (d *Dataplane) Sync(ctx context.Context, s state.State) error {
 	if found := d.obstacles.List(); d.opts.Express == "on" && len(found) > 0 {
 		err = errors.Join(err, fmt.Errorf("express: %s", strings.Join(found, "; ")))
 	}
+	if why := cmp.Or(d.noXDP, d.reason); d.opts.XDP == "on" && why != "" {
+		err = errors.Join(err, fmt.Errorf("XDP: %s", why))
+	}
 	return err
 }
 
@@ -246,27 +250,24 @@ func (d *Dataplane) syncAccelerator(s state.State, result kernel.Result) error {
 	}
 	d.setReason(hopeless)
 	if hopeless != "" {
+		d.noXDP = ""
 		return nil
 	}
-	return errors.Join(d.tellXDP(), d.holdBack(desired))
+	d.tellXDP()
+	return d.holdBack(desired)
 }
 
-// tellXDP logs what is in the way of stripping packets in the uplink's driver; where
-// it has to be, that is an error.
-func (d *Dataplane) tellXDP() error {
+// tellXDP logs what is in the way of stripping packets in the uplink's driver.
+func (d *Dataplane) tellXDP() {
 	now := d.accel.NoXDP()
-	if now != d.noXDP {
-		d.noXDP = now
-		if now == "" {
-			d.opts.Log.Info("packets may be stripped in the uplink's driver")
-		} else {
-			d.opts.Log.Warn("packets are not stripped in the uplink's driver", "reason", now)
-		}
+	switch {
+	case now == d.noXDP:
+	case now == "":
+		d.opts.Log.Info("packets may be stripped in the uplink's driver")
+	default:
+		d.opts.Log.Warn("packets are not stripped in the uplink's driver", "reason", now)
 	}
-	if now != "" && d.opts.XDP == "on" {
-		return fmt.Errorf("XDP: %s", now)
-	}
-	return nil
+	d.noXDP = now
 }
 
 // desired is what the accelerator should do.
@@ -329,7 +330,7 @@ func (d *Dataplane) goWithout(reason string) error {
 		return nil
 	}
 	d.closeAccelerator()
-	d.held = nil
+	d.held, d.noXDP = nil, ""
 	removed, err := ebpf.Detach(d.opts.PinDir)
 	d.without = err == nil
 	for _, r := range removed {

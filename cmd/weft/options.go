@@ -66,8 +66,9 @@ func (o *agentOptions) Validate() error {
 	faults = append(faults,
 		oneOf("--accel", o.Accel, "auto", "off"),
 		oneOf("--express", o.Express, "auto", "on", "off"),
-		expressFault(o.Express, o.Accel),
+		withoutAccel("--express", o.Express, o.Accel),
 		oneOf("--xdp", o.XDP, "off", "auto", "on"),
+		withoutAccel("--xdp", o.XDP, o.Accel),
 		oneOf("--source-check", o.SourceCheck, "off", "observe", "enforce"),
 		between("--max-peers", o.MaxPeers, 1, mostPeers),
 		addressFault("--metrics-addr", o.MetricsAddr),
@@ -78,10 +79,10 @@ func (o *agentOptions) Validate() error {
 	return usageFaults("agent", faults)
 }
 
-// expressFault completes the sentence about an --express that can't come true.
-func expressFault(express, accel string) string {
-	if express == "on" && accel == "off" {
-		return `--express is "on", but --accel=off leaves nothing but the kernel path; give auto or off`
+// withoutAccel completes the sentence about a flag that can't come true.
+func withoutAccel(name, value, accel string) string {
+	if value == "on" && accel == "off" {
+		return name + ` is "on", but --accel=off leaves nothing but the kernel path; give auto or off`
 	}
 	return ""
 }

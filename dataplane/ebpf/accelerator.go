@@ -52,12 +52,11 @@ type Accelerator struct {
 	veths map[int]bool
 	// inherited tells that an uplink_xdp that is attached has our maps, noXDP why
 	// there is none, refusedXDP if that is the kernel's doing, and uplinkIn where
-	// uplink_in sits.
+	// uplink_in sits, if the last Sync attached it.
 	inherited         bool
 	noXDP, refusedXDP string
 	uplinkIn          attachment
-	// xdpFor and xdpSeen are what the last Sync wanted, and what it found then.
-	xdpFor  Desired
+	// xdpSeen is what the last Sync found that matters to uplink_xdp.
 	xdpSeen string
 	// swept tells that programs that are not wanted were looked for on all
 	// devices.

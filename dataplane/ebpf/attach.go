@@ -109,6 +109,7 @@ func (a *Accelerator) syncAttachments(d Desired) error {
 	if d.Overlay6 != 0 && a.opts.IPv6 {
 		wanted = append(wanted, sites6(d.Overlay6)...)
 	}
+	a.uplinkIn = attachment{}
 	for _, s := range wanted {
 		if err := a.attachAt(s); err != nil {
 			return err

@@ -269,24 +269,30 @@ func TestStrippingIsTheKernels(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(all)) {
 				t.Run(name, func(t *testing.T) {
 					w.reset()
-					frame := all[name].bytes(t)
-					var inside []byte
-					got := w.during(func() {
-						out.send(frame)
-						inside = overlay.next(soon, isIPv4)
-						time.Sleep(2 * time.Millisecond) // the kernel's path is counted behind the tap
-					})
-					if !bytes.Equal(inside, frame) {
-						t.Errorf("at our overlay device came\n     %x\nwant %x", inside, frame)
-					}
-					if size := uint64(len(frame) - 14); c.unverified && unprotected[name] {
-						mustCount(t, got, one(weftReasonREASON_INNER_UNPROTECTED), nil, received(blueIP, "kernel", 1, size))
-					} else {
-						mustCount(t, got, nil, nil, received(blueIP, "base", 1, size))
-					}
+					mustArrive(t, w, out, overlay, all[name].bytes(t), c.unverified && unprotected[name])
 				})
 			}
 		})
+	}
+}
+
+// mustArrive sends a frame out of b's overlay device, which must come out of ours as
+// it is, and be counted: on the kernel path where it is not protected.
+func mustArrive(t *testing.T, w *wired, out, overlay *tap, frame []byte, unprotected bool) {
+	t.Helper()
+	var inside []byte
+	got := w.during(func() {
+		out.send(frame)
+		inside = overlay.next(soon, isIPv4)
+		time.Sleep(2 * time.Millisecond) // the kernel's path is counted behind the tap
+	})
+	if !bytes.Equal(inside, frame) {
+		t.Errorf("at our overlay device came\n     %x\nwant %x", inside, frame)
+	}
+	if size := uint64(len(frame) - 14); unprotected {
+		mustCount(t, got, one(weftReasonREASON_INNER_UNPROTECTED), nil, received(blueIP, "kernel", 1, size))
+	} else {
+		mustCount(t, got, nil, nil, received(blueIP, "base", 1, size))
 	}
 }
 

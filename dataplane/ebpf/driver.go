@@ -37,7 +37,6 @@ func (a *Accelerator) syncXDP(d Desired) (err error) {
 	if !a.opts.XDP {
 		return nil
 	}
-	a.xdpFor = d
 	if a.noXDP, err = a.hindersXDP(); err == nil && a.noXDP == "" {
 		// The card takes the tags off, and what is left could be for us.
 		a.noXDP, err = vlanOn(d.Uplink)
@@ -69,11 +68,11 @@ func (a *Accelerator) xdpPin() string { return filepath.Join(linksDir(a.opts.Pin
 
 // hindersXDP says what is in the way of XDP at the uplink, or nothing.
 func (a *Accelerator) hindersXDP() (string, error) {
-	if a.opts.NoIPv4 || a.xdpFor.Overlay == 0 {
+	switch a.uplinkIn.kind {
+	case "":
 		return "there is no IPv4 overlay device on an uplink", nil
-	}
-	// A filter can be there without being pinned, and so go by itself.
-	if a.uplinkIn.kind != "tcx" {
+	case "tcx":
+	default: // a filter is not pinned, and anybody may take it away
 		return "uplink_in is no tcx link, which needs Linux 6.6", nil
 	}
 	front, err := programsInFront(a.uplinkIn)

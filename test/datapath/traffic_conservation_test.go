@@ -63,9 +63,12 @@ func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
 				}
 				t.Logf("%s: %d packets, %d bytes there, %d packets, %d bytes back", load.name, c1.TxPackets, c1.TxBytes, c2.TxPackets, c2.TxBytes)
 			}
+			least := uint64(1000)
+			if name == "XDP" {
+				least = 10 // the driver leaves the kernel little to receive
+			}
 			for _, n := range l.Nodes {
-				// The driver leaves the kernel little to receive.
-				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets, 100*c.kernel.TxPackets, 100*c.kernel.RxPackets) < 1000 {
+				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets) < 1000 || min(c.kernel.TxPackets, c.kernel.RxPackets) < least {
 					t.Errorf("%s did not use both paths both ways: %+v", n, c)
 				}
 			}
