@@ -43,6 +43,7 @@ static __always_inline int take_stripped(struct __sk_buff *skb, const struct in_
 		return drop(REASON_OUTER_VLAN);
 	if ((reason = parse_frame(skb, 0, &frame)))
 		return drop(reason); /* can't be */
+	/* Older kernels' bpf_redirect_peer() leaves the type as it is. */
 	bpf_skb_change_type(skb, PACKET_HOST);
 	vouch(skb);
 

@@ -129,6 +129,25 @@ func TestDriverKeepsOrder(t *testing.T) {
 	}
 }
 
+// A frame that the wire floods to us and that is addressed to another machine is not
+// for us, whatever is in it.
+func TestDriverLeavesFramesOfOthers(t *testing.T) {
+	w := newXDPWired(t, "observe")
+	wire, overlay := mustTap(t, w.b, "eth0"), mustTap(t, w.NS, "flannel.1")
+	for to, stripped := range map[string]uint64{uplinkMAC: 1, "02:00:00:00:00:99": 0} {
+		w.reset()
+		before := w.stripped()
+		wire.send(eth(wireMAC, to).ip(blueIP, ourIP).udp(50000, 8472).vxlan(1).
+			around(fromBlue(100)).bytes(t))
+		if came := overlay.next(never, isIPv4); (came != nil) != (stripped == 1) {
+			t.Errorf("to %s: at our overlay device came %x", to, came)
+		}
+		if n := w.stripped() - before; n != stripped {
+			t.Errorf("to %s: the driver has stripped %d packets, want %d", to, n, stripped)
+		}
+	}
+}
+
 // In enforce what must not come in does not become an skb.
 func TestDriverRefuses(t *testing.T) {
 	for check, refused := range map[string]uint64{"enforce": 1, "observe": 0} {
