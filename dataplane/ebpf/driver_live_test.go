@@ -129,6 +129,75 @@ func TestDriverKeepsOrder(t *testing.T) {
 	}
 }
 
+// drive runs uplink_xdp alone on a packet, and returns what becomes of it, note and
+// all, and the reasons that were counted.
+func (w *wired) drive(in []byte) (verdict uint32, out []byte, reasons map[string]uint64) {
+	w.tb.Helper()
+	count := func() map[string]uint64 {
+		x, err := w.accel.View().XDP()
+		if err != nil {
+			w.tb.Fatal(err)
+		}
+		counts := map[string]uint64{"stripped": x.Stripped}
+		for _, r := range x.Reasons {
+			counts[r.Name] = r.Passed + r.Dropped
+		}
+		return counts
+	}
+	before := count()
+	options := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256)}
+	w.MustDo(w.tb, func() (err error) {
+		verdict, err = w.accel.objects.UplinkXdp.Run(&options)
+		return err
+	})
+	return verdict, options.DataOut, difference(count(), before)
+}
+
+// What uplink_in does not understand, or must not take, the driver leaves as it came,
+// for the same reason or one of its own.
+func TestDriverLeavesWhatUplinkInLeaves(t *testing.T) {
+	const xdpPass = 2
+	own := map[string]map[string]uint64{
+		// The headers are not where those of a packet are that could be stripped.
+		"outer IP options": nil, "a later outer fragment of a peer's": nil,
+		"an inner IP header that is cut": nil, "no inner frame at all": nil,
+		// Its own sum decides, whoever has verified another one.
+		"an unknown protocol, with an outer checksum that nobody verified":    one(weftReasonREASON_FLOW_PROTOCOL),
+		"a first inner fragment, with an outer checksum that nobody verified": one(weftReasonREASON_FLOW_FRAGMENT),
+		"a later inner fragment, with an outer checksum that nobody verified": one(weftReasonREASON_FLOW_FRAGMENT),
+		"an inner UDP header that is cut":                                     one(weftReasonREASON_FLOW_MALFORMED),
+	}
+	w := newXDPWired(t, "observe")
+	for _, c := range inCases() {
+		if c.skb != nil || c.verdict != passed {
+			continue // not for want of trying: XDP has no skb
+		}
+		t.Run(c.name, func(t *testing.T) {
+			w.reset()
+			if c.given != nil {
+				c.given(w.node)
+			}
+			in := c.packet.bytes(t, c.broken...)
+			verdict, out, reasons := w.drive(in)
+			if verdict != xdpPass || !bytes.Equal(out, in) {
+				t.Errorf("verdict %d, left as\n     %x\nwant %x", verdict, out, in)
+			}
+			want, known := own[c.name]
+			if !known {
+				want = one(c.reason)
+			}
+			if !maps.Equal(reasons, want) {
+				t.Errorf("counted %v, want %v", reasons, want)
+			}
+		})
+	}
+	w.reset()
+	in := carried(blueIP, fromBlue(100)).bytes(t)
+	if verdict, out, reasons := w.drive(in); verdict != xdpPass || !bytes.HasSuffix(out, in[atInner:]) || len(out) != len(in)-50+16 || reasons["stripped"] != 1 {
+		t.Errorf("a good packet: verdict %d, %d bytes, counted %v", verdict, len(out), reasons)
+	}
+}
+
 // A frame that the wire floods to us and that is addressed to another machine is not
 // for us, whatever is in it.
 func TestDriverLeavesFramesOfOthers(t *testing.T) {
