@@ -170,7 +170,7 @@ func TestDriverLeavesWhatUplinkInLeaves(t *testing.T) {
 	w := newXDPWired(t, "observe")
 	for _, c := range inCases() {
 		if c.skb != nil || c.verdict != passed {
-			continue // not for want of trying: XDP has no skb
+			continue // there is no skb yet that the kernel could say something of
 		}
 		t.Run(c.name, func(t *testing.T) {
 			w.reset()
