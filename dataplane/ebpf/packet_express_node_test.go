@@ -137,7 +137,7 @@ func (n *node) resetExpress() {
 // beat writes a heartbeat of now, with a change.
 func (n *node) beat(change func(*weftPulse)) {
 	n.tb.Helper()
-	p := weftPulse{Beat: coarseNow(), Epoch: epoch}
+	p := weftPulse{Beat: fresh(), Epoch: epoch}
 	change(&p)
 	n.put(n.accel.objects.Heartbeat, uint32(0), p)
 }
@@ -464,7 +464,7 @@ func (n *node) witnessed(flows ...flow) {
 
 func (n *node) witness(f flow, change func(*weftWitness)) {
 	n.tb.Helper()
-	w := weftWitness{Seen: coarseNow(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678, Status: f.talk.status()}
+	w := weftWitness{Seen: fresh(), As: f.as(), Epoch: epoch, Device: n.overlay, Hash: 0x12345678, Status: f.talk.status()}
 	for _, p := range n.pods {
 		if toBE32(p.IP) == w.As.Daddr {
 			w.Device, w.Hash = uint32(p.Veth), 0

@@ -66,7 +66,7 @@ func TestRandomPacketsByExpress(t *testing.T) {
 func (n *node) nextPacket() {
 	n.tb.Helper()
 	n.beat(func(*weftPulse) {})
-	n.peerState(blueIP, func(s *weftPeerState) { *s = weftPeerState{RxProven: coarseNow(), TxProven: coarseNow()} })
+	n.peerState(blueIP, func(s *weftPeerState) { *s = weftPeerState{RxProven: fresh(), TxProven: fresh()} })
 }
 
 func sentBy(in []byte) map[string]PathCounters {

@@ -438,8 +438,8 @@ func TestChangedByOthersThanConntrack(t *testing.T) {
 					}
 				}
 			})
-			if changes != 1 {
-				t.Fatalf("the NAT bits are looked at in %d places, want 1", changes)
+			if changes == 0 {
+				t.Fatal("the NAT bits are looked at nowhere")
 			}
 			n.reset()
 			established(these(viaService))(n)

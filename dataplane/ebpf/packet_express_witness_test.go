@@ -500,7 +500,7 @@ func TestMoreFlowsThanWitnesses(t *testing.T) {
 		flows, all := make([]weftFlow, room), make([]weftWitness, room)
 		for i := range flows {
 			flows[i] = weftFlow{Saddr: rand.Uint32(), Daddr: rand.Uint32(), Sport: uint16(rand.Uint32()), Dport: 1, Protocol: 6}
-			all[i] = weftWitness{Seen: coarseNow(), Epoch: epoch, Device: n.veth, Status: assured.status()}
+			all[i] = weftWitness{Seen: fresh(), Epoch: epoch, Device: n.veth, Status: assured.status()}
 		}
 		if _, err := n.accel.objects.Witnesses.BatchUpdate(flows, all, nil); err != nil {
 			t.Fatal(err)
@@ -511,7 +511,7 @@ func TestMoreFlowsThanWitnesses(t *testing.T) {
 	}
 	in := toPod(blueTCP, 100).bytes(t)
 	n.beat(func(*weftPulse) {})
-	n.peerState(blueIP, func(s *weftPeerState) { s.RxProven = coarseNow() })
+	n.peerState(blueIP, func(s *weftPeerState) { s.RxProven = fresh() })
 	if _, ok := n.witnessOf(blueTCP); ok {
 		t.Fatal("the flow's witness did not have to go")
 	}

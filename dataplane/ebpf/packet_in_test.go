@@ -446,7 +446,7 @@ func TestLongestPrefixDecides(t *testing.T) {
 			n.tb = t
 			n.inForce(func(*weftInForce) {})
 			for _, ip := range []string{blueIP, greenIP, "192.0.2.14"} {
-				n.peerState(ip, func(s *weftPeerState) { s.TxProven, s.RxProven = coarseNow(), coarseNow() })
+				n.peerState(ip, func(s *weftPeerState) { s.TxProven, s.RxProven = fresh(), fresh() })
 			}
 			if owner.ip == "" {
 				in := eth(ourMAC, blueMAC).ip(ourPod, pod).udp(1, 2).payload(10).bytes(t)

@@ -137,10 +137,10 @@ func (n *node) reset() {
 	n.setAggregates(n.accel.objects.TxAggregates, 0)
 	n.setAggregates(n.accel.objects.RxAggregates, 0)
 	for _, ip := range []string{blueIP, greenIP, farIP, sideIP} {
-		n.peerState(ip, func(s *weftPeerState) { *s = weftPeerState{RxProven: coarseNow(), TxProven: coarseNow()} })
+		n.peerState(ip, func(s *weftPeerState) { *s = weftPeerState{RxProven: fresh(), TxProven: fresh()} })
 	}
 	n.setAggregates(n.accel.objects.LeftFlows, 0)
-	n.put(n.accel.objects.NotesRead, uint32(0), coarseNow())
+	n.put(n.accel.objects.NotesRead, uint32(0), fresh())
 	if n.express != nil {
 		n.resetExpress()
 	}
@@ -196,6 +196,10 @@ func (n *node) put(m *ebpf.Map, key, value any) {
 	// A device map takes the interface indexes of the writer's namespace.
 	n.MustDo(n.tb, func() error { return m.Put(key, value) })
 }
+
+// fresh is when something was seen that does not grow old during a test, for
+// which a slow machine takes seconds: to the programs what is to come is now.
+func fresh() uint64 { return coarseNow() + uint64(30*time.Second) }
 
 func ago(d time.Duration) uint64 { return coarseNow() - uint64(d) }
 

@@ -369,7 +369,7 @@ func TestOuterChecksumIsAlwaysRight(t *testing.T) {
 		opts := &ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+50), Context: skBuff{Ifindex: n.overlay}}
 		for i := range 200_000 {
 			if i%1000 == 0 {
-				n.peerState(blueIP, func(s *weftPeerState) { s.TxProven = coarseNow() })
+				n.peerState(blueIP, func(s *weftPeerState) { s.TxProven = fresh() })
 			}
 			verdict, err := n.accel.objects.OverlayOut.Run(opts)
 			if err != nil || verdict != redirected {
