@@ -102,7 +102,7 @@ func mangled(t *testing.T, kind lab.Kind, killed bool) []string {
 	mustPrepare(t, n1, peers, mangles)
 	probes := mustProbeAll(t, n1, peers)
 	if kind == lab.Weft {
-		mustUseBaseWithAll(t, n1, peers)
+		mustAccelerateAll(t, n1, peers)
 	}
 	if killed {
 		if err := n1.StopAgent(syscall.SIGKILL); err != nil {
@@ -133,8 +133,14 @@ func mangled(t *testing.T, kind lab.Kind, killed bool) []string {
 		if passed == 0 {
 			t.Error("no packet is counted as mangled by the host")
 		}
-		if results[peers[len(peers)-1].Index].probe.Lost > 0 {
-			t.Errorf("the peer that nothing is done about: %s", results[peers[len(peers)-1].Index].probe)
+		// A plain kernel node, too, loses one packet of every twentieth such flow while
+		// these rules are made.
+		if spared := results[peers[len(peers)-1].Index].probe; spared.Lost > 1 {
+			t.Errorf("the peer that nothing is done about: %s", spared)
+			for _, question := range []string{"weft status", "conntrack -S", "nstat -as", "ip -s link show"} {
+				answer, err := n1.Output(t.Context(), question)
+				t.Logf("%s: %v\n%s", question, err, answer)
+			}
 		}
 	}
 	return outcomes

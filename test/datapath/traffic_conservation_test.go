@@ -63,7 +63,7 @@ func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
 				}
 				t.Logf("%s: %d packets, %d bytes there, %d packets, %d bytes back", load.name, c1.TxPackets, c1.TxBytes, c2.TxPackets, c2.TxBytes)
 			}
-			least := uint64(1000)
+			least := uint64(100) // of the kernel path, which is in use while acceleration is off
 			if name == "XDP" {
 				least = 10 // the driver leaves the kernel little to receive
 			}
