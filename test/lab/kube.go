@@ -48,7 +48,7 @@ const (
 	// AdminToken is that of somebody who may do anything.
 	AdminToken = "admin-token"
 	// apiTimeout is how long it may take to start.
-	apiTimeout = 90 * time.Second
+	apiTimeout = 4 * time.Minute
 )
 
 // ServiceNetwork and ServiceNetworkV6 are where ClusterIPs come from.
