@@ -41,6 +41,13 @@ demo: build ## Show weft at work between three nodes in namespaces (root; KEEP=1
 	test/prerequisites demo
 	bin/weftlab demo $(if $(KEEP),--keep) $(ARGS)
 
+.PHONY: cluster
+cluster: ## Bring up a Kubernetes cluster with weft on this machine, and leave it up (root; ARGS=)
+	test/prerequisites cluster
+	mkdir -p bin
+	go build -buildvcs=false -o bin/weftcluster ./test/cluster/weftcluster
+	bin/weftcluster up $(ARGS)
+
 # What is measured: a base, and what else may matter, one thing at a time.
 # FULL=1 tries all combinations, for some hours; ARGS override.
 BENCH := --modes host,flanneld,kernel,base,express --rounds 11,8 --time 500ms \
@@ -84,10 +91,10 @@ interop: ## Run tests on kernels 6.1 and 6.12 too, and among stock flannel nodes
 	test/interop
 
 .PHONY: e2e
-e2e: ## Bring up a real cluster and try it (root; in the making: parts of it fail)
+e2e: ## Try weft on real clusters, with kubelets and all, on this machine (root; RUN=)
 	test/prerequisites cluster
 	export WEFT_REQUIRE_ROOT=1
-	go test -tags e2e -count=1 -timeout 15m -v -run '$(or $(RUN),.)' ./test/e2e
+	go test -tags e2e -count=1 -timeout 40m -v -run '$(or $(RUN),.)' ./test/e2e
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) check-format ## Find faults in the Go sources and in the layout of all

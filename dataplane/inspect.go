@@ -37,6 +37,9 @@ func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 	if reason != "" {
 		r.Reason = reason
 	}
+	if r.Mode == ModeKernel && d.opts.Accel != "off" {
+		r.MissingCapabilities = ebpf.MissingCapabilities()
+	}
 	if firewall != "" {
 		r.Firewall.Reason = firewall
 	}

@@ -15,6 +15,8 @@ type Report struct {
 	// Reason says why Mode is "kernel", or why acceleration is held back
 	// although the programs are attached; empty when nothing is held back.
 	Reason string `json:"reason,omitempty"`
+	// MissingCapabilities keep the agent's programs away.
+	MissingCapabilities []string `json:"missingCapabilities,omitempty"`
 	// Switches are the node's, as `weft accel` has set them.
 	Switches Switches `json:"switches"`
 	// Express is how the express path stands.

@@ -59,6 +59,7 @@ type agent struct {
 	// counters is nil when no metrics are served.
 	counters *collector
 	health   *failures
+	getenv   func(string) string
 
 	looking  sync.Mutex // guards what the last look at the dataplane found
 	reported time.Time
@@ -124,6 +125,7 @@ func serve(e *env, o agentOptions, t timing) (err error) {
 		log: log, timing: t, source: from, path: path,
 		subnet: subnetFile{path: o.SubnetFile, ipMasq: o.IPMasq, log: log},
 		health: newFailures(log, "reading the peers"),
+		getenv: e.getenv,
 		record: newRecord(o.RunDir, runInfo{
 			Version: b.Version, PID: os.Getpid(), StartedAt: e.now().UTC(),
 			Store: storeInfo{Kind: from.kind, Config: from.place},
@@ -344,20 +346,26 @@ func (a *agent) look(now time.Time) {
 	if report.Mode == a.mode && report.Reason == a.reason && reflect.DeepEqual(express, a.express) && report.XDP.Reason == a.noXDP {
 		return
 	}
+	way := wayToPrograms(a.getenv, report)
 	if report.Mode != a.mode || report.Reason != a.reason {
-		a.tellMode(report)
+		a.tellMode(report, way)
 	}
 	a.mode, a.reason, a.express, a.noXDP = report.Mode, report.Reason, express, report.XDP.Reason
-	a.record.Update(func(r *runInfo) { r.Mode, r.Reason, r.Express, r.NoXDP = a.mode, a.reason, a.express, a.noXDP })
+	a.record.Update(func(r *runInfo) {
+		r.Mode, r.Reason, r.Express, r.NoXDP, r.WayToPrograms = a.mode, a.reason, a.express, a.noXDP, way
+	})
 }
 
-// tellMode logs how packets travel.
-func (a *agent) tellMode(r dataplane.Report) {
+// tellMode logs how packets travel, and what would have them travel faster.
+func (a *agent) tellMode(r dataplane.Report, way string) {
 	why := []any{"mode", r.Mode}
 	if r.Reason != "" {
 		why = append(why, "reason", r.Reason)
 	}
 	a.log.Info("packets take the "+modeInWords(r.Mode), why...)
+	if way != "" {
+		a.log.Warn("eBPF is off, since this pod lacks what it needs; this turns it on", "command", way)
+	}
 }
 
 // modeInWords completes "packets take the".

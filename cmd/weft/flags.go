@@ -52,7 +52,7 @@ func newFlags(e *env, name, usage, about string) flagSet {
 	fs.SetOutput(io.Discard)
 	fs.Usage = func() {}
 	return flagSet{fs, func() {
-		fmt.Fprintf(e.stdout, "Usage: weft %s\n\n%s\n\nFlags:\n", strings.TrimSpace(name+" "+usage), about)
+		fmt.Fprintf(e.stdout, "Usage: weft %s\n\n%s\n", strings.TrimSpace(name+" "+usage), about)
 		printFlags(e.stdout, fs)
 	}}
 }
@@ -60,7 +60,10 @@ func newFlags(e *env, name, usage, about string) flagSet {
 // printFlags lists the flags with two dashes, which package flag accepts as
 // well as one.
 func printFlags(w io.Writer, fs *flag.FlagSet) {
+	title := "\nFlags:\n"
 	fs.VisitAll(func(f *flag.Flag) {
+		fmt.Fprint(w, title)
+		title = ""
 		value, text := flag.UnquoteUsage(f)
 		head := "--" + f.Name
 		if len(f.Name) == 1 {

@@ -43,6 +43,8 @@ func commands() []command {
 		{"peers", "show the peers and their traffic", runPeers},
 		{"accel", "turn acceleration on or off, for the node or for peers", runAccel},
 		{"remove", "take weft away from this node", runRemove},
+		{"cni-plugin", "be the CNI plugin flannel, for a container runtime", runCNIPlugin},
+		{"install", "put a file in its place, for a container that has no shell", runInstall},
 		{"mk-docker-opts", "make options for dockerd of what the agent has written", runMkDockerOpts},
 		{"version", "show the version", runVersion},
 		{"help", "show this text, or that of a command", runHelp},
@@ -69,7 +71,14 @@ func usagef(format string, args ...any) error { return usageError(fmt.Sprintf(fo
 
 // otherNames are names under which weft is called in flannel's place, and the
 // commands that they stand for.
-var otherNames = map[string]string{"flanneld": "agent", "mk-docker-opts.sh": "mk-docker-opts"}
+var otherNames = map[string]string{
+	"flanneld":          "agent",
+	"flannel":           "cni-plugin",
+	"mk-docker-opts.sh": "mk-docker-opts",
+	// What the manifests of flannel's versions put files in place with.
+	"install-conf": "install",
+	"cp":           "install",
+}
 
 func main() { os.Exit(weft(os.Args)) }
 

@@ -14,6 +14,9 @@ func TestCalledInFlannelsPlace(t *testing.T) {
 	}{
 		{[]string{"/opt/bin/flanneld", "--ip-masq"}, nowhere, []string{"weft", "agent", "--state-dir", "/run/flannel/weft", "--ip-masq"}},
 		{[]string{"/opt/bin/flanneld", "--ip-masq"}, here, []string{"weft", "agent", "--ip-masq"}},
+		{[]string{"/opt/cni/bin/flannel"}, nowhere, []string{"weft", "cni-plugin"}},
+		{[]string{"cp", "-f", "/flannel", "/opt/cni/bin/flannel"}, nowhere, []string{"weft", "install", "-f", "/flannel", "/opt/cni/bin/flannel"}},
+		{[]string{"/opt/bin/install-conf", "a", "b"}, nowhere, []string{"weft", "install", "a", "b"}},
 		{[]string{"mk-docker-opts.sh", "-c"}, nowhere, []string{"weft", "mk-docker-opts", "-c"}},
 		{[]string{"/usr/bin/weft", "agent"}, nowhere, []string{"/usr/bin/weft", "agent"}},
 	} {

@@ -40,6 +40,8 @@ type runInfo struct {
 	Ready     bool      `json:"ready"`
 	Mode      string    `json:"mode,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
+	// WayToPrograms is the command that gives the agent's pod what programs need.
+	WayToPrograms string `json:"wayToPrograms,omitempty"`
 	// Express is how the express path stood when the agent last looked.
 	Express expressInfo `json:"express,omitzero"`
 	// NoXDP is what was in the way of stripping packets in the uplink's driver.

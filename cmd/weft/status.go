@@ -73,7 +73,7 @@ func (v agentView) json() agentJSON {
 func printStatus(w io.Writer, now time.Time, agent agentView, r dataplane.Report) {
 	f := newFacts(w)
 	agentFacts(f, now, agent)
-	nodeFacts(f, r)
+	nodeFacts(f, r, agent.Info.WayToPrograms)
 	f.Flush()
 	printPaths(w, r)
 	printHooks(w, r)
@@ -124,13 +124,16 @@ func syncWords(now time.Time, s syncInfo) string {
 	return fmt.Sprintf("FAILING, %s, %s: %s", number(s.Failures, "failure", "failures"), last, s.Error)
 }
 
-// nodeFacts prints what the kernel holds.
-func nodeFacts(f facts, r dataplane.Report) {
+// nodeFacts prints what the kernel holds, and what would have programs in it.
+func nodeFacts(f facts, r dataplane.Report, way string) {
 	mode := r.Mode
 	if r.Reason != "" {
 		mode += ": " + r.Reason
 	}
 	f.add("mode", "%s", mode)
+	if r.Mode == dataplane.ModeKernel && way != "" {
+		f.add("", "to turn eBPF on: %s", way)
+	}
 	if len(r.Hooks) > 0 {
 		f.add("accel", "%s", accelWords(r))
 		expressFacts(f, r)

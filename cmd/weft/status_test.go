@@ -21,7 +21,7 @@ func TestXDPIsTold(t *testing.T) {
 		r := dataplane.Report{Hooks: []dataplane.Hook{{Program: "uplink_in"}}, XDP: c.xdp}
 		var out strings.Builder
 		f := newFacts(&out)
-		nodeFacts(f, r)
+		nodeFacts(f, r, "")
 		f.Flush()
 		line := ""
 		for l := range strings.Lines(out.String()) {

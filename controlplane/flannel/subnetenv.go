@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/google/renameio/v2"
 )
@@ -76,18 +75,8 @@ func ParseSubnetEnv(data []byte) (SubnetEnv, error) {
 		IPv6Network: envPrefix(&f, values, keyIPv6Network, true).Masked(),
 		IPv6Subnet:  envPrefix(&f, values, keyIPv6Subnet, true),
 	}
-	if text, ok := values[keyMTU]; ok {
-		if e.MTU, err = strconv.Atoi(text); err != nil || e.MTU < 0 || e.MTU > 65535 {
-			f.add("%s=%s is no MTU; give bytes from 0 to 65535", keyMTU, quote(text))
-			e.MTU = 0
-		}
-	}
-	switch text, ok := values[keyIPMasq]; {
-	case text == "true":
-		e.IPMasq = true
-	case ok && text != "false":
-		f.add("%s=%s; give true or false", keyIPMasq, quote(text))
-	}
+	e.MTU = envMTU(&f, values)
+	e.IPMasq = envIPMasq(&f, values)
 	return e, f.err()
 }
 

@@ -26,7 +26,7 @@ func explain(err error) error {
 	var verifier *ebpf.VerifierError
 	denied := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
 	if denied || errors.As(err, &verifier) {
-		if missing := missingCapabilities(); len(missing) > 0 {
+		if missing := MissingCapabilities(); len(missing) > 0 {
 			return fmt.Errorf("programs can't be loaded without the %s %s; add it (in Kubernetes to securityContext.capabilities.add): %w",
 				plural("capability", "capabilities", missing), strings.Join(missing, ", "), unix.EPERM)
 		}
@@ -63,8 +63,8 @@ var neededCapabilities = []struct {
 // capSysAdmin stands for BPF and PERFMON, as it did before they existed.
 const capSysAdmin = 21
 
-// missingCapabilities names the capabilities that this process lacks.
-func missingCapabilities() []string {
+// MissingCapabilities names the capabilities that this process lacks.
+func MissingCapabilities() []string {
 	have, err := effectiveCapabilities()
 	if err != nil {
 		return nil

@@ -11,9 +11,9 @@
 //	   +-- n1 192.0.2.11, n2 .12, n3 .13: containerd, kubelet, kube-proxy;
 //	       pods: weft (of the host's network), and others on cni0
 //
-// What the machine has is left alone: all of a node lies in its own /run, /etc and
-// /var are overlays with that as their upper layer, its processes are of a PID
-// namespace that ends with them, and it has control groups of its own.
+// What the machine has is left alone: all of a node lies in its own /run; /etc, /opt
+// and parts of /var are overlays with that as their upper layer, its processes are of a
+// PID namespace that ends with them, and it has control groups of its own.
 package cluster
 
 import (
@@ -25,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weft-net/weft/test/lab"
@@ -32,10 +33,14 @@ import (
 
 // Options say what a cluster looks like.
 type Options struct {
+	// Name is that of the lab, one that nobody uses by default.
+	Name string
 	// Nodes is the number of nodes, 3 by default.
 	Nodes int
 	// ProxyMode is kube-proxy's: iptables (the default) or nftables.
 	ProxyMode string
+	// Keep leaves the cluster up when the process that made it ends.
+	Keep bool
 	// Log gets a line for every step of building, if set.
 	Log io.Writer
 }
@@ -45,10 +50,12 @@ type Cluster struct {
 	Options Options
 	Lab     *lab.Lab
 	Nodes   []*Node
-
-	programs map[string]string
 	// Kubeconfig is the path of the administrator's.
 	Kubeconfig string
+
+	programs map[string]string
+	// images are the paths of those that every node has.
+	images []string
 }
 
 // programs are those of test/peers that a cluster needs.
@@ -56,8 +63,8 @@ var programs = []string{
 	"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl",
 }
 
-// New builds a cluster with weft as its network, and waits until the nodes are
-// Ready and weft runs on all of them. When that fails nothing is left of it.
+// New builds a cluster, and waits until its network is on all nodes and they are Ready.
+// When that fails nothing is left of it.
 func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if o.Nodes == 0 {
 		o.Nodes = 3
@@ -69,11 +76,30 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if c.programs, err = lab.Programs(programs...); err != nil {
 		return nil, err
 	}
-	if c.Lab, err = lab.New(ctx, lab.Options{Nodes: o.Nodes, Pods: lab.NoPods}); err != nil {
+	if c.Lab, err = lab.New(ctx, lab.Options{Name: o.Name, Nodes: o.Nodes, Pods: lab.NoPods, Keep: o.Keep}); err != nil {
 		return nil, err
 	}
-	if err := c.build(ctx); err != nil {
+	c.Kubeconfig = c.file(kubeconfigFile)
+	if err := errors.Join(removeAbandonedGroups(), c.build(ctx)); err != nil {
 		return nil, errors.Join(fmt.Errorf("building the cluster: %w", err), c.Close())
+	}
+	return c, nil
+}
+
+// Open returns a cluster that another process made and left up. It can be asked and
+// removed, but not be changed.
+func Open(name string) (*Cluster, error) {
+	l, err := lab.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Options: Options{Name: name, Nodes: len(l.Nodes)}, Lab: l}
+	c.Kubeconfig = c.file(kubeconfigFile)
+	if c.programs, err = lab.Programs("kubectl"); err != nil {
+		return nil, err
+	}
+	for _, n := range l.Nodes {
+		c.Nodes = append(c.Nodes, &Node{Node: n, cluster: c})
 	}
 	return c, nil
 }
@@ -81,7 +107,7 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 // build makes the cluster, each step leaning on those before it.
 func (c *Cluster) build(ctx context.Context) error {
 	c.logf("images")
-	if err := errors.Join(buildPodImage(c.Lab.Directory()), buildWeftImage(c.Lab.Directory())); err != nil {
+	if err := c.buildImages(); err != nil {
 		return err
 	}
 	c.logf("control plane")
@@ -91,36 +117,80 @@ func (c *Cluster) build(ctx context.Context) error {
 	for _, n := range c.Lab.Nodes {
 		c.Nodes = append(c.Nodes, &Node{Node: n, cluster: c})
 	}
-	for _, n := range c.Nodes {
-		c.logf("node %s", n)
-		if err := n.start(ctx); err != nil {
-			return err
-		}
+	c.logf("nodes")
+	if err := c.onAllNodes(func(n *Node) error { return n.start(ctx) }); err != nil {
+		return err
+	}
+	c.logf("weft")
+	if err := c.Apply(ctx, WeftManifest); err != nil {
+		return err
 	}
 	for _, n := range c.Nodes {
 		if err := n.writeCNIConfig(ctx); err != nil {
 			return err
 		}
 	}
-	c.logf("weft")
-	if err := c.Apply(ctx, weftManifest); err != nil {
+	if err := c.WaitForNetwork(ctx); err != nil {
 		return err
 	}
-	for _, wait := range []string{
-		"-n kube-flannel rollout status daemonset/weft --timeout=120s",
-		"wait --for=condition=Ready node --all --timeout=60s",
+	if err := c.wait(ctx, "wait --for=condition=Ready node --all --timeout=300s"); err != nil {
+		return err
+	}
+	c.logf("up")
+	return nil
+}
+
+// wait has kubectl wait for something, and tells what there was if it was in vain.
+func (c *Cluster) wait(ctx context.Context, args string) error {
+	_, err := c.Kubectl(ctx, strings.Fields(args)...)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, c.Story(ctx))
+	}
+	return err
+}
+
+// onAllNodes does something on all nodes at once.
+func (c *Cluster) onAllNodes(do func(n *Node) error) error {
+	var group sync.WaitGroup
+	errs := make([]error, len(c.Nodes))
+	for i, n := range c.Nodes {
+		group.Go(func() { errs[i] = do(n) })
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// buildImages builds the images that nodes have from the start.
+func (c *Cluster) buildImages() error {
+	dir := c.Lab.Directory()
+	for _, build := range []func() (string, error){
+		func() (string, error) { return buildPodImage(dir) },
+		func() (string, error) { return buildWeftImage(dir) },
 	} {
-		if _, err := c.Kubectl(ctx, strings.Fields(wait)...); err != nil {
-			return fmt.Errorf("%w\n%s", err, c.Story(ctx))
+		path, err := build()
+		if err != nil {
+			return err
 		}
+		c.images = append(c.images, path)
 	}
 	return nil
 }
 
-// weftManifest runs weft with the rights that it needs, and no others.
+// Import gives an image to all nodes, also to those that are made anew later.
+func (c *Cluster) Import(ctx context.Context, path string) error {
+	c.images = append(c.images, path)
+	return c.onAllNodes(func(n *Node) error { return n.importImage(ctx, path) })
+}
+
+// WeftManifest runs weft with the rights that it needs, and no others.
 //
 //go:embed weft.yaml
-var weftManifest string
+var WeftManifest string
+
+// WaitForNetwork waits until weft runs on all nodes.
+func (c *Cluster) WaitForNetwork(ctx context.Context) error {
+	return c.wait(ctx, "-n kube-flannel rollout status daemonset/weft --timeout=300s")
+}
 
 // startControlPlane starts what decides, in the underlay.
 func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
@@ -131,7 +201,6 @@ func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.Kubeconfig = c.file(kubeconfigFile)
 	if err := os.WriteFile(c.Kubeconfig, []byte(kubeconfig), 0o600); err != nil {
 		return err
 	}
@@ -148,22 +217,27 @@ func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
 	return err
 }
 
-// kubeconfigFile is the name of the administrator's kubeconfig.
-const kubeconfigFile = "admin.kubeconfig"
-
-// podNetwork is where all pods have their addresses.
-const podNetwork = "10.244.0.0/16"
+const (
+	// kubeconfigFile is the name of the administrator's kubeconfig.
+	kubeconfigFile = "admin.kubeconfig"
+	// podNetwork is where all pods have their addresses.
+	podNetwork = "10.244.0.0/16"
+)
 
 // file is the path of one of the cluster's files, which go with it.
 func (c *Cluster) file(name string) string { return filepath.Join(c.Lab.Directory(), name) }
 
 // Kubectl runs kubectl as the administrator and returns what it printed.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
-	return c.Lab.Underlay.Output(ctx, append([]string{c.programs["kubectl"], "--kubeconfig", c.Kubeconfig}, args...)...)
+	return c.Lab.Underlay.Output(ctx, c.KubectlCommand(args...)...)
 }
 
-// Apply applies manifests. The API server makes some things of a namespace a moment
-// after the namespace.
+// KubectlCommand is the command, to be run in the underlay.
+func (c *Cluster) KubectlCommand(args ...string) []string {
+	return append([]string{c.programs["kubectl"], "--kubeconfig", c.Kubeconfig}, args...)
+}
+
+// Apply applies manifests.
 func (c *Cluster) Apply(ctx context.Context, manifests string) error {
 	path := c.file("apply.yaml")
 	if err := os.WriteFile(path, []byte(manifests), 0o600); err != nil {
@@ -178,8 +252,8 @@ func (c *Cluster) Story(ctx context.Context) string {
 	var b strings.Builder
 	for _, question := range []string{
 		"get nodes,pods -A -o wide",
-		"get events -A",
-		"-n kube-flannel logs daemonset/weft --tail=40",
+		"get events -A --field-selector type!=Normal",
+		"-n kube-flannel logs -l app=weft --tail=40 --prefix",
 	} {
 		out, err := c.Kubectl(ctx, strings.Fields(question)...)
 		fmt.Fprintf(&b, "kubectl %s\n%s", question, out)
@@ -192,11 +266,9 @@ func (c *Cluster) Story(ctx context.Context) string {
 
 // Close takes everything away.
 func (c *Cluster) Close() error {
-	var errs []error
-	for _, n := range c.Nodes {
-		errs = append(errs, n.stop())
-	}
-	return errors.Join(append(errs, c.Lab.Close())...)
+	// The nodes' programs end with their namespaces, and leave their groups.
+	stopped := c.onAllNodes(func(n *Node) error { return n.stop() })
+	return errors.Join(stopped, c.Lab.Close(), removeGroupsOf(c.Lab.Name()))
 }
 
 func (c *Cluster) logf(format string, args ...any) {

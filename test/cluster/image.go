@@ -110,31 +110,42 @@ func (l *layer) bytes() ([]byte, error) {
 }
 
 // buildPodImage builds what pods run.
-func buildPodImage(dir string) error {
+func buildPodImage(dir string) (string, error) {
 	program := filepath.Join(dir, "pod")
 	if err := goBuild(program, "github.com/weft-net/weft/test/cluster/pod"); err != nil {
-		return err
+		return "", err
 	}
-	l := newLayer()
-	l.copy(program, "pod")
-	content, err := l.bytes()
-	if err != nil {
-		return err
-	}
-	return writeImage(filepath.Join(dir, "pod.tar"), PodImage, []string{"/pod"}, content)
+	return programImage(dir, program, PodImage, "/pod")
 }
 
-// buildWeftImage puts weft into an image with this machine's iptables and nft.
-func buildWeftImage(dir string) error {
+// programImage is an image of one program that needs nothing else.
+func programImage(dir, program, name, place string) (string, error) {
+	l := newLayer()
+	l.copy(program, place)
+	return l.image(dir, name, place)
+}
+
+// buildWeftImage builds weft and puts it into an image.
+func buildWeftImage(dir string) (string, error) {
 	program := filepath.Join(dir, "weft")
 	if err := goBuild(program, "github.com/weft-net/weft/cmd/weft"); err != nil {
-		return err
+		return "", err
 	}
+	return WeftImageOf(dir, program, WeftImage)
+}
+
+// WeftImageOf puts a weft program into an image in a directory.
+func WeftImageOf(dir, program, name string) (string, error) {
+	return netfilterImage(dir, program, name, "/usr/bin/weft")
+}
+
+// netfilterImage is an image of a program with this machine's iptables and nft.
+func netfilterImage(dir, program, name, place string) (string, error) {
 	l := newLayer()
 	for _, name := range []string{"tmp", "run", "etc", "var", "var/lib"} {
 		l.directory(name)
 	}
-	l.copy(program, "usr/bin/weft")
+	l.copy(program, place)
 	tools := []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/nft"}
 	for _, tool := range tools {
 		l.copy(tool, tool)
@@ -146,20 +157,27 @@ func buildWeftImage(dir string) error {
 	}
 	libraries, err := librariesOf(tools)
 	if err != nil {
-		return err
+		return "", err
 	}
 	extensions, err := filepath.Glob("/usr/lib/*/xtables/*.so")
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, library := range slices.Concat(libraries, extensions) {
 		l.copy(library, library)
 	}
+	return l.image(dir, name, place)
+}
+
+// image writes an image of the layer that runs one of its programs, and returns its
+// path.
+func (l *layer) image(dir, name, entrypoint string) (string, error) {
 	content, err := l.bytes()
 	if err != nil {
-		return err
+		return "", err
 	}
-	return writeImage(filepath.Join(dir, "weft.tar"), WeftImage, []string{"/usr/bin/weft"}, content)
+	path := filepath.Join(dir, strings.NewReplacer("/", "-", ":", "-").Replace(name)+".tar")
+	return path, writeImage(path, name, []string{entrypoint}, content)
 }
 
 // librariesOf lists the shared libraries that programs load, and their loader.
@@ -182,7 +200,7 @@ func librariesOf(programs []string) ([]string, error) {
 
 // goBuild builds a program that needs no shared library.
 func goBuild(path, pkg string) error {
-	build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-o", path, pkg)
+	build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", path, pkg)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)

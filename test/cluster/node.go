@@ -7,9 +7,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -35,50 +38,71 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.Run(ctx, "ip link delete cni0"); err != nil { // the plugin makes it
 		return err
 	}
-	// A container that is not privileged has these read-only, and runc mounts nothing
-	// over /proc: here it is the node's operator who sets them.
-	for _, name := range []string{"nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"} {
-		if err := n.Sysctl("net/netfilter/"+name, "1"); err != nil {
-			return err
-		}
-	}
-	// For the same reason: weft turns router advertisements off on flannel.1.
-	if err := n.Sysctl("net/ipv6/conf/default/accept_ra", "0"); err != nil {
-		return err
-	}
 	if err := makeGroups(n.group()); err != nil {
 		return err
 	}
 	c := n.cluster
 	// Its /run is its own: what it shall have of ours has to be put there.
-	for _, file := range []string{kubeconfigFile, "pod.tar", "weft.tar"} {
-		content, err := os.ReadFile(c.file(file))
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(n.Path("/run/"+file), content, 0o600); err != nil {
-			return err
-		}
+	kubeconfig, err := os.ReadFile(c.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.Path("/run/"+kubeconfigFile), kubeconfig, 0o600); err != nil {
+		return err
 	}
 	n.process, err = n.Start("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-c", nodeScript,
 		n.group(), "/run/"+kubeconfigFile, n.IP.String(), c.programs["kubelet"], c.programs["kube-proxy"], c.Options.ProxyMode, podNetwork, PodImage, n.String())
 	if err != nil {
 		return err
 	}
-	if err := n.eventually(ctx, 30*time.Second, func() error { return n.ctr(ctx, "version") }); err != nil {
+	if err := os.WriteFile(n.pidFile(), []byte(strconv.Itoa(n.process.PID())), 0o644); err != nil {
 		return err
 	}
-	for _, image := range []string{"pod.tar", "weft.tar"} {
-		if err := n.ctr(ctx, "images", "import", "/run/"+image); err != nil {
+	if err := n.eventually(ctx, 2*time.Minute, func() error { return n.ctr(ctx, nil, "version") }); err != nil {
+		return err
+	}
+	for _, image := range c.images {
+		if err := n.importImage(ctx, image); err != nil {
 			return err
 		}
 	}
 	return n.Run(ctx, "touch", "/run/images-are-here")
 }
 
+// pidFile has the number of the process whose mounts the node's programs see.
+func (n *Node) pidFile() string { return n.cluster.file(n.String() + ".pid") }
+
+// Enter is the command that runs another among the node's programs, for those who have
+// found the cluster by Open too.
+func (n *Node) Enter(command ...string) ([]string, error) {
+	pid, err := os.ReadFile(n.pidFile())
+	if err != nil {
+		return nil, fmt.Errorf("node %s does not run: %w", n, err)
+	}
+	ns := "/proc/" + string(pid) + "/ns/"
+	return append([]string{
+		"nsenter", "--net=" + ns + "net", "--uts=" + ns + "uts", "--mount=" + ns + "mnt", "--pid=" + ns + "pid_for_children", "--",
+	}, command...), nil
+}
+
 // ctr runs containerd's own client.
-func (n *Node) ctr(ctx context.Context, args ...string) error {
-	return n.Run(ctx, append([]string{"ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"}, args...)...)
+func (n *Node) ctr(ctx context.Context, stdin io.Reader, args ...string) error {
+	cmd := n.Command(ctx, append([]string{"ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"}, args...)...)
+	cmd.Stdin = stdin
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: ctr %s: %w\n%s", n, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// importImage gives the node an image that lies outside of it.
+func (n *Node) importImage(ctx context.Context, path string) error {
+	archive, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	return n.ctr(ctx, archive, "images", "import", "-")
 }
 
 // eventually tries until something works, as long as the node's programs run.
@@ -98,7 +122,7 @@ func (n *Node) eventually(ctx context.Context, within time.Duration, try func() 
 // its subnet.
 func (n *Node) writeCNIConfig(ctx context.Context) error {
 	var subnet string
-	err := n.eventually(ctx, 60*time.Second, func() (err error) {
+	err := n.eventually(ctx, 2*time.Minute, func() (err error) {
 		subnet, err = n.cluster.Kubectl(ctx, "get", "node", n.String(), "-o", "jsonpath={.spec.podCIDR}")
 		if err == nil && subnet == "" {
 			err = errors.New("the controller has not given it a subnet")
@@ -108,7 +132,9 @@ func (n *Node) writeCNIConfig(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(n.Path("/run/cni/net.d/10-weft.conflist"), fmt.Appendf(nil, cniConfig, subnet, podNetwork), 0o644)
+	// As the node's programs see it: containerd watches its own mount.
+	path := fmt.Sprintf("/proc/%d/root/etc/cni/net.d/10-weft.conflist", n.process.PID())
+	return os.WriteFile(path, fmt.Appendf(nil, cniConfig, subnet, podNetwork), 0o644)
 }
 
 const cniConfig = `{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [
@@ -126,7 +152,11 @@ func (n *Node) stop() error {
 }
 
 // group is the node's control group in every hierarchy.
-func (n *Node) group() string { return "weft-" + n.Namespace() }
+func (n *Node) group() string { return groupPrefix + n.Namespace() }
+
+// groupPrefix is what the names of all clusters' groups begin with; the lab's name
+// follows.
+const groupPrefix = "weft-"
 
 // groupRoot is where control groups of version 1 have their hierarchies.
 const groupRoot = "/sys/fs/cgroup"
@@ -172,24 +202,53 @@ func removeGroups(group string) (err error) {
 }
 
 func tryRemoveGroups(group string) error {
-	var errs []error
-	for _, pattern := range []string{groupRoot + "/" + group, groupRoot + "/*/" + group} {
-		found, err := filepath.Glob(pattern)
-		errs = append(errs, err)
-		for _, top := range found {
-			var dirs []string
-			err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return err
-			})
-			errs = append(errs, err)
-			for i := len(dirs) - 1; i >= 0; i-- {
-				if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					errs = append(errs, err)
-				}
+	found, errs := findGroups(group), []error{}
+	for _, top := range found {
+		var dirs []string
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
 			}
+			return err
+		})
+		errs = append(errs, err)
+		for _, dir := range slices.Backward(dirs) {
+			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// findGroups finds the control groups of a name, which may have wildcards, in all
+// hierarchies.
+func findGroups(name string) (found []string) {
+	for _, pattern := range []string{groupRoot + "/" + name, groupRoot + "/*/" + name} {
+		paths, _ := filepath.Glob(pattern) // the pattern is good
+		found = append(found, paths...)
+	}
+	return found
+}
+
+// removeGroupsOf removes what is left of a cluster's control groups.
+func removeGroupsOf(lab string) error {
+	var errs []error
+	for _, path := range findGroups(groupPrefix + lab + "-*") {
+		errs = append(errs, removeGroups(filepath.Base(path)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeAbandonedGroups removes those of clusters whose lab is gone: somebody killed
+// the process that had made them.
+func removeAbandonedGroups() error {
+	labs, err := lab.Names()
+	errs := []error{err}
+	for _, path := range findGroups(groupPrefix + "*-n[0-9]*") {
+		name, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(path), groupPrefix), "-")
+		if !slices.Contains(labs, name) {
+			errs = append(errs, removeGroups(filepath.Base(path)))
 		}
 	}
 	return errors.Join(errs...)

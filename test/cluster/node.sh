@@ -4,11 +4,13 @@ set -e
 group=$0 kubeconfig=$1 ip=$2 kubelet=$3 proxy=$4 mode=$5 pods=$6 pause=$7 name=$8
 
 # The CNI library and the kubelet have fixed places below these.
-for dir in /var/lib /var/log /etc; do
+for dir in /var/lib /var/log /etc /opt; do
 	mkdir -p /run/overlay$dir /run/work$dir
 	mount -t overlay overlay -o lowerdir=$dir,upperdir=/run/overlay$dir,workdir=/run/work$dir $dir
 done
-mkdir -p /var/lib/cni /var/lib/weft /run/cni/net.d /run/flannel
+mkdir -p /var/lib/cni /var/lib/weft /etc/cni/net.d /opt/cni/bin /run/flannel
+rm -f /etc/cni/net.d/* /opt/cni/bin/*
+ln -s /usr/lib/cni/* /opt/cni/bin
 
 # Settings of the whole machine, which the kubelet would change: copies of its own.
 own() { # setting value
@@ -32,8 +34,8 @@ state = "/run/containerd"
   sandbox_image = "$pause"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/run/cni/net.d"
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 TOML

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -32,14 +33,21 @@ type pod struct {
 	node     *cluster.Node
 }
 
-// newSuite builds a cluster that lives as long as the test.
-func newSuite(t *testing.T, proxyMode string) *suite {
+// newSuite builds a cluster that lives as long as the test, with a pod on each node.
+// CLUSTER in the environment names one that is up already, to try a test on.
+func newSuite(t *testing.T, o cluster.Options) *suite {
 	t.Helper()
 	netns.RequireRoot(t)
-	c, err := cluster.New(t.Context(), cluster.Options{ProxyMode: proxyMode, Log: t.Output()})
-	if err != nil {
-		t.Fatal(err)
+	if name := os.Getenv("CLUSTER"); name != "" {
+		c, err := cluster.Open(name)
+		must(t, err)
+		s := &suite{Cluster: c}
+		s.startPods(t)
+		return s
 	}
+	o.Log = t.Output()
+	c, err := cluster.New(t.Context(), o)
+	must(t, err)
 	s := &suite{Cluster: c}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -49,9 +57,17 @@ func newSuite(t *testing.T, proxyMode string) *suite {
 			t.Errorf("removing the cluster: %v", err)
 		}
 	})
-	must(t, c.Apply(t.Context(), podsManifest))
-	s.kubectl(t, "rollout status daemonset/pods --timeout=120s")
-	for _, n := range c.Nodes {
+	s.startPods(t)
+	return s
+}
+
+// startPods starts one on each node, and waits until they run.
+func (s *suite) startPods(t *testing.T) {
+	t.Helper()
+	must(t, s.Apply(t.Context(), podsManifest))
+	s.kubectl(t, "rollout status daemonset/pods --timeout=300s")
+	s.pods = nil
+	for _, n := range s.Nodes {
 		said := strings.Fields(s.kubectl(t, "get pods -l app=pods --field-selector spec.nodeName="+n.String()+
 			" -o jsonpath={.items[*]['metadata.name','status.podIP']}"))
 		if len(said) != 2 {
@@ -59,7 +75,6 @@ func newSuite(t *testing.T, proxyMode string) *suite {
 		}
 		s.pods = append(s.pods, pod{name: said[0], ip: said[1], node: n})
 	}
-	return s
 }
 
 // kubectl runs kubectl, its arguments split at blanks.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/test/cluster"
 	"github.com/weft-net/weft/test/lab"
 )
 
@@ -23,7 +24,7 @@ var podsManifest string
 func TestCluster(t *testing.T) {
 	for _, mode := range []string{"iptables", "nftables"} {
 		t.Run("kube-proxy "+mode, func(t *testing.T) {
-			s := newSuite(t, mode)
+			s := newSuite(t, cluster.Options{ProxyMode: mode})
 			t.Run("pods reach pods", s.pairs)
 			t.Run("large UDP", s.largeUDP)
 			t.Run("ClusterIP", s.service)
@@ -171,7 +172,7 @@ func (s *suite) world(t *testing.T) {
 // express keeps small messages going on one connection, to a pod and to a Service,
 // and wants most of the node's packets to have taken express.
 func (s *suite) express(t *testing.T) {
-	const messages = 1000
+	const messages = 400
 	for i, from := range s.pods {
 		to := s.pods[(i+1)%len(s.pods)]
 		before := packets(t, from)
