@@ -46,7 +46,7 @@ func install(source, target string) error {
 	if err != nil {
 		return fmt.Errorf("installing %s: %w", target, err)
 	}
-	defer to.Cleanup()
+	defer func() { _ = to.Cleanup() }() // nothing to do once it is in place
 	if _, err := to.ReadFrom(from); err != nil {
 		return fmt.Errorf("installing %s: %w", target, err)
 	}

@@ -200,8 +200,10 @@ func (d DelegateConf) setDefault(key string, value any) {
 	}
 }
 
-// Type is the name of the plugin, Network that of the network.
-func (d DelegateConf) Type() string    { return d.text("type") }
+// Type is the name of the plugin.
+func (d DelegateConf) Type() string { return d.text("type") }
+
+// Network is the name of the network.
 func (d DelegateConf) Network() string { return d.text("name") }
 
 func (d DelegateConf) text(key string) string {
