@@ -289,6 +289,7 @@ func TestHostRuleEndsTheBasePath(t *testing.T) {
 	w.accelerate("observe")
 	wire, receive := mustTap(t, w.b, "eth0"), mustListen(t, w.NS, "10.244.1.5:40000")
 	packet := carried(blueIP, fromBlue(100)).bytes(t)
+	w.peerState(blueIP, func(s *weftPeerState) { s.RxProven = coarseNow() })
 	w.Run(t, "nft add table ip host", "nft add chain ip host input { type filter hook input priority 0 ; }",
 		"nft add rule ip host input udp dport 8472 drop")
 	stopped := false
