@@ -1,5 +1,6 @@
 // Tally reads the JSON of `go test -json`, prints much of what go test would
-// print, and ends with one line: N passed, N failed, N skipped.
+// print, then what failed and what took long, and ends with one line: N passed,
+// N failed, N skipped.
 //
 //	go test -json ./... | tally -must-run -failed list
 //	go test -json ./... | tally -each-somewhere
@@ -17,6 +18,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -87,7 +89,8 @@ type tally struct {
 	builds  map[string]*strings.Builder
 	passed  []test
 	failed  []test
-	skipped map[test]string // with what they printed
+	skipped map[test]string  // with what they printed
+	took    map[test]float64 // seconds, of tests that are inside of no other
 	// broken is set when a package failed before all of its tests had run, or
 	// for another reason than them.
 	broken bool
@@ -97,6 +100,7 @@ func (t *tally) read(in io.Reader) error {
 	t.running = map[test]*strings.Builder{}
 	t.builds = map[string]*strings.Builder{}
 	t.skipped = map[test]string{}
+	t.took = map[test]float64{}
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadString('\n')
@@ -120,6 +124,9 @@ func (t *tally) read(in io.Reader) error {
 // note takes one event into the account.
 func (t *tally) note(e event) {
 	this := test{e.Package, e.Test}
+	if ended := e.Action == "pass" || e.Action == "fail"; ended && this.name != "" && !strings.Contains(this.name, "/") {
+		t.took[this] = e.Elapsed
+	}
 	switch e.Action {
 	case "build-output":
 		grow(t.builds, e.ImportPath, e.Output)
@@ -205,12 +212,22 @@ func (t *tally) report(r rules) bool {
 	for _, f := range t.failed {
 		fmt.Fprintf(t.out, "failed: %s\n", f)
 	}
+	for _, one := range t.slowest() {
+		fmt.Fprintf(t.out, "slow: %s %.0f s\n", one, t.took[one])
+	}
 	if len(t.passed)+len(t.failed) == 0 {
 		fmt.Fprintln(t.out, "no test ran")
 		good = false
 	}
 	fmt.Fprintf(t.out, "%d passed, %d failed, %d skipped\n", len(t.passed), len(t.failed), len(t.skipped))
 	return good
+}
+
+// slowest are the ten tests that took longest, of those that took ten seconds.
+func (t *tally) slowest() []test {
+	all := slices.SortedFunc(maps.Keys(t.took), func(a, b test) int { return cmp.Compare(t.took[b], t.took[a]) })
+	all = all[:min(len(all), 10)]
+	return slices.DeleteFunc(all, func(one test) bool { return t.took[one] < 10 })
 }
 
 // judge says what is wrong with a skip, or nothing.

@@ -49,6 +49,8 @@ func TestVerdicts(t *testing.T) {
 {"Action":"skip","Package":"p@6.12","Test":"TestX"}` + "\n"
 		skipKernel = `{"Action":"output","Package":"p","Test":"TestX","Output":"x_test.go:1: this kernel lacks dummy\n"}
 {"Action":"skip","Package":"p","Test":"TestX"}` + "\n"
+		slow = `{"Action":"pass","Package":"p","Test":"TestX/inside","Elapsed":30}
+{"Action":"pass","Package":"p","Test":"TestX","Elapsed":12.3}` + "\n"
 		another  = `{"Action":"pass","Package":"p","Test":"TestY"}` + "\n"
 		crashed  = `{"Action":"fail","Package":"q"}` + "\n"
 		unbuilt  = `{"ImportPath":"q","Action":"build-output","Output":"undefined: x\n"}` + "\n" + `{"Action":"fail","Package":"q","FailedBuild":"q"}` + "\n"
@@ -64,6 +66,7 @@ func TestVerdicts(t *testing.T) {
 		good      bool
 		says      string
 	}{
+		{"a test that took long", another + slow, rules{}, true, "slow: p TestX 12 s\n"},
 		{"all passed", pass, rules{mustRun, anywhere}, true, "1 passed, 0 failed, 0 skipped"},
 		{"a skip without a rule", pass + skipHere, rules{}, true, "1 passed, 0 failed, 1 skipped"},
 		{"a skip that had to run", another + skipHere, rules{mustRun: true}, false, "it had to run"},
