@@ -101,14 +101,17 @@ func mustLoseNothing(t lab.Test, r route, f func()) {
 // traffic has to be back within a second after f, and on the base path.
 func mustComeBack(t lab.Test, r route, fault string, f func()) {
 	t.Helper()
+	var took time.Duration
 	p := underTraffic(t, r, func() {
+		began := time.Now()
 		f()
+		took = time.Since(began)
 		t.Eventually(10*time.Second, func() error { return r.ask(t.Context(), 1) })
 		time.Sleep(100 * time.Millisecond)
 	})
 	t.Logf("%s: %s", fault, p)
-	if gap := p.longestGap(); gap > time.Second {
-		t.Errorf("%s: no traffic for %s", fault, gap)
+	if gap := p.longestGap(); gap > took+lab.Patience*time.Second {
+		t.Errorf("%s: no traffic for %s; the fault itself took %s", fault, gap, took)
 	}
 	mustRideBase(t, r)
 }

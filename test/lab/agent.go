@@ -29,7 +29,7 @@ const (
 	// MetricsURL is the agent's default address for metrics, /readyz beside it.
 	MetricsURL = "http://127.0.0.1:9273"
 	// readyTimeout is how long an agent may take to carry traffic.
-	readyTimeout = patience * 20 * time.Second
+	readyTimeout = Patience * 20 * time.Second
 )
 
 // Config writes the static store with all other nodes as peers, and returns

@@ -33,7 +33,7 @@ type Etcd struct {
 
 const (
 	// etcdTimeout is how long it may take to listen.
-	etcdTimeout = patience * 20 * time.Second
+	etcdTimeout = Patience * 20 * time.Second
 	// etcdAside is where it listens while nobody shall reach it.
 	etcdAside = "http://127.0.0.1:2379"
 )

@@ -48,7 +48,7 @@ const (
 	// AdminToken is that of somebody who may do anything.
 	AdminToken = "admin-token"
 	// apiTimeout is how long it may take to start.
-	apiTimeout = patience * 90 * time.Second
+	apiTimeout = Patience * 90 * time.Second
 )
 
 // ServiceNetwork and ServiceNetworkV6 are where ClusterIPs come from.

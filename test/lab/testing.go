@@ -116,15 +116,15 @@ func (t Test) MustLoseNothing(from, to *Pod, o ProbeOptions, f func()) {
 	}
 }
 
-// patience is how many times as long as on a machine with nothing else to do
+// Patience is how many times as long as on a machine with nothing else to do
 // things may take.
-const patience = 3
+const Patience = 3
 
 // Eventually waits until f returns nil, and fails the test after a while: what is
 // given is for a machine with nothing else to do.
 func (t Test) Eventually(within time.Duration, f func() error) {
 	t.Helper()
-	within *= patience
+	within *= Patience
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
 		if err == nil {
