@@ -123,7 +123,8 @@ func (r *rig) run(o controlplane.Offer) *rig {
 	r.t.Cleanup(func() {
 		r.stop()
 		if r.t.Failed() {
-			r.t.Logf("log:\n%srequests:\n%s", r.log, strings.Join(r.gate.asked(), "\n"))
+			asked := r.gate.asked()
+			r.t.Logf("log:\n%sthe last of %d requests:\n%s", r.log, len(asked), strings.Join(asked[max(0, len(asked)-20):], "\n"))
 		}
 	})
 	return r

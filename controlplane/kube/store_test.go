@@ -481,6 +481,7 @@ func TestAPIIsAwayForADay(t *testing.T) {
 	r.waitPeers(peer2)
 	r.waitNode(me, "annotations", func(n nodeJSON) bool { return len(n.flannels()) == 4 })
 	r.waitHealth()
+	r.wait("a log of that", func() bool { return strings.Contains(r.log.String(), "this node is published") })
 	r.sink.mu.Lock()
 	healths, delivered := len(r.sink.health), r.sink.number
 	r.sink.mu.Unlock()
