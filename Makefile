@@ -36,6 +36,21 @@ build: ## Build bin/weft and bin/weftlab
 	mkdir -p bin
 	$(BUILD) -o bin/ ./cmd/...
 
+# The image's name, with its tag. No registry has it.
+IMAGE := localhost/weft:dev
+ARCHITECTURES := amd64 arm64
+
+.PHONY: image
+image: ## Build the container image, bin/image/weft.oci.tar, and what is in it as SPDX (IMAGE=name:tag)
+	test/prerequisites image
+	mkdir -p bin/image
+	for arch in $(ARCHITECTURES); do
+		GOARCH=$$arch $(BUILD) -o bin/image/weft-$$arch ./cmd/weft
+	done
+	go run ./deploy/image -cache $(CACHE)/image -out bin/image -name '$(IMAGE)' \
+		$(foreach arch,$(ARCHITECTURES),-program $(arch)=bin/image/weft-$(arch)) \
+		-version '$(or $(VERSION),unreleased)' -commit '$(or $(COMMIT),unknown)' -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)"
+
 .PHONY: demo
 demo: build ## Show weft at work between three nodes in namespaces (root; KEEP=1 leaves them up)
 	test/prerequisites demo
