@@ -18,7 +18,6 @@ package cluster
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +27,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/deploy"
 	"github.com/weft-net/weft/test/lab"
 )
 
@@ -39,6 +39,9 @@ type Options struct {
 	Nodes int
 	// ProxyMode is kube-proxy's: iptables (the default) or nftables.
 	ProxyMode string
+	// Manifest is that of the network: deploy/weft.yaml by default. Its DaemonSet is
+	// called as flannel's is.
+	Manifest string
 	// Keep leaves the cluster up when the process that made it ends.
 	Keep bool
 	// Log gets a line for every step of building, if set.
@@ -71,6 +74,9 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 	}
 	if o.ProxyMode == "" {
 		o.ProxyMode = "iptables"
+	}
+	if o.Manifest == "" {
+		o.Manifest = deploy.Manifest
 	}
 	c := &Cluster{Options: o}
 	if c.programs, err = lab.Programs(programs...); err != nil {
@@ -121,14 +127,9 @@ func (c *Cluster) build(ctx context.Context) error {
 	if err := c.onAllNodes(func(n *Node) error { return n.start(ctx) }); err != nil {
 		return err
 	}
-	c.logf("weft")
-	if err := c.Apply(ctx, WeftManifest); err != nil {
+	c.logf("network")
+	if err := c.Apply(ctx, c.Options.Manifest); err != nil {
 		return err
-	}
-	for _, n := range c.Nodes {
-		if err := n.writeCNIConfig(ctx); err != nil {
-			return err
-		}
 	}
 	if err := c.WaitForNetwork(ctx); err != nil {
 		return err
@@ -182,14 +183,9 @@ func (c *Cluster) Import(ctx context.Context, path string) error {
 	return c.onAllNodes(func(n *Node) error { return n.importImage(ctx, path) })
 }
 
-// WeftManifest runs weft with the rights that it needs, and no others.
-//
-//go:embed weft.yaml
-var WeftManifest string
-
 // WaitForNetwork waits until weft runs on all nodes.
 func (c *Cluster) WaitForNetwork(ctx context.Context) error {
-	return c.wait(ctx, "-n kube-flannel rollout status daemonset/weft --timeout=300s")
+	return c.wait(ctx, "-n kube-flannel rollout status daemonset/kube-flannel-ds --timeout=300s")
 }
 
 // startControlPlane starts what decides, in the underlay.
@@ -253,7 +249,7 @@ func (c *Cluster) Story(ctx context.Context) string {
 	for _, question := range []string{
 		"get nodes,pods -A -o wide",
 		"get events -A --field-selector type!=Normal",
-		"-n kube-flannel logs -l app=weft --tail=40 --prefix",
+		"-n kube-flannel logs -l app=flannel -c kube-flannel --tail=40 --prefix",
 	} {
 		out, err := c.Kubectl(ctx, strings.Fields(question)...)
 		fmt.Fprintf(&b, "kubectl %s\n%s", question, out)

@@ -10,19 +10,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
+
+	"github.com/weft-net/weft/test/lab"
 )
 
 // Names of the images that nodes have. There is no registry: they are imported.
 const (
 	PodImage  = "weft.test/pod:1"
-	WeftImage = "weft.test/weft:1"
+	WeftImage = "localhost/weft:dev" // as weft.yaml has it
 )
 
 // writeImage writes an image of one layer as `docker save` does, which containerd
@@ -86,14 +86,6 @@ func (l *layer) add(name string, mode int64, content []byte) {
 	}
 }
 
-func (l *layer) link(name, target string) {
-	l.header(&tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777})
-}
-
-func (l *layer) directory(name string) {
-	l.header(&tar.Header{Name: name + "/", Typeflag: tar.TypeDir, Mode: 0o755})
-}
-
 // copy adds a file of the machine's, under the same or another name.
 func (l *layer) copy(path, name string) {
 	content, err := os.ReadFile(path)
@@ -125,7 +117,7 @@ func programImage(dir, program, name, place string) (string, error) {
 	return l.image(dir, name, place)
 }
 
-// buildWeftImage builds weft and puts it into an image.
+// buildWeftImage builds weft, and of it the image that users have.
 func buildWeftImage(dir string) (string, error) {
 	program := filepath.Join(dir, "weft")
 	if err := goBuild(program, "github.com/weft-net/weft/cmd/weft"); err != nil {
@@ -134,40 +126,29 @@ func buildWeftImage(dir string) (string, error) {
 	return WeftImageOf(dir, program, WeftImage)
 }
 
-// WeftImageOf puts a weft program into an image in a directory.
+// WeftImageOf makes an image of a weft program, below a directory, as deploy/image
+// does, and returns its path.
 func WeftImageOf(dir, program, name string) (string, error) {
-	return netfilterImage(dir, program, name, "/usr/bin/weft")
+	root, err := lab.ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, fileName(name))
+	build := exec.Command("go", "run", "./deploy/image", "-name", name, "-program", runtime.GOARCH+"="+program,
+		"-out", out, "-cache", filepath.Join(cache, "weft", "image"))
+	build.Dir = root
+	if said, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building image %s: %w\n%s", name, err, said)
+	}
+	return filepath.Join(out, "weft.oci.tar"), nil
 }
 
-// netfilterImage is an image of a program with this machine's iptables and nft.
-func netfilterImage(dir, program, name, place string) (string, error) {
-	l := newLayer()
-	for _, name := range []string{"tmp", "run", "etc", "var", "var/lib"} {
-		l.directory(name)
-	}
-	l.copy(program, place)
-	tools := []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/nft"}
-	for _, tool := range tools {
-		l.copy(tool, tool)
-	}
-	for _, family := range []string{"iptables", "ip6tables"} {
-		for _, name := range []string{family, family + "-save", family + "-restore"} {
-			l.link("usr/sbin/"+name, "xtables-nft-multi")
-		}
-	}
-	libraries, err := librariesOf(tools)
-	if err != nil {
-		return "", err
-	}
-	extensions, err := filepath.Glob("/usr/lib/*/xtables/*.so")
-	if err != nil {
-		return "", err
-	}
-	for _, library := range slices.Concat(libraries, extensions) {
-		l.copy(library, library)
-	}
-	return l.image(dir, name, place)
-}
+// fileName makes an image's name one that a file can have.
+func fileName(image string) string { return strings.NewReplacer("/", "-", ":", "-").Replace(image) }
 
 // image writes an image of the layer that runs one of its programs, and returns its
 // path.
@@ -176,26 +157,8 @@ func (l *layer) image(dir, name, entrypoint string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, strings.NewReplacer("/", "-", ":", "-").Replace(name)+".tar")
+	path := filepath.Join(dir, fileName(name)+".tar")
 	return path, writeImage(path, name, []string{entrypoint}, content)
-}
-
-// librariesOf lists the shared libraries that programs load, and their loader.
-func librariesOf(programs []string) ([]string, error) {
-	out, err := exec.Command("ldd", programs...).Output()
-	if err != nil {
-		return nil, fmt.Errorf("ldd %s: %w", strings.Join(programs, " "), err)
-	}
-	var all []string
-	for word := range strings.FieldsSeq(string(out)) {
-		if _, err := os.Stat(word); strings.HasPrefix(word, "/") && err == nil {
-			all = append(all, word)
-		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all), nil
 }
 
 // goBuild builds a program that needs no shared library.

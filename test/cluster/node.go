@@ -118,31 +118,6 @@ func (n *Node) eventually(ctx context.Context, within time.Duration, try func() 
 	}
 }
 
-// writeCNIConfig writes what flannel's CNI plugin delegates to, when the node has
-// its subnet.
-func (n *Node) writeCNIConfig(ctx context.Context) error {
-	var subnet string
-	err := n.eventually(ctx, 2*time.Minute, func() (err error) {
-		subnet, err = n.cluster.Kubectl(ctx, "get", "node", n.String(), "-o", "jsonpath={.spec.podCIDR}")
-		if err == nil && subnet == "" {
-			err = errors.New("the controller has not given it a subnet")
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	// As the node's programs see it: containerd watches its own mount.
-	path := fmt.Sprintf("/proc/%d/root/etc/cni/net.d/10-weft.conflist", n.process.PID())
-	return os.WriteFile(path, fmt.Appendf(nil, cniConfig, subnet, podNetwork), 0o644)
-}
-
-const cniConfig = `{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [
-  {"type": "bridge", "bridge": "cni0", "mtu": 1450, "hairpinMode": true, "isGateway": true, "isDefaultGateway": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": %q}]], "routes": [{"dst": %q}]}},
-  {"type": "portmap", "capabilities": {"portMappings": true}}]}
-`
-
 // stop ends the node's programs and takes away the control groups that they leave.
 func (n *Node) stop() error {
 	if n.process == nil {

@@ -35,6 +35,8 @@ func TestCluster(t *testing.T) {
 			t.Run("the world sees the node", s.world)
 			t.Run("established flows take express", s.express)
 			t.Run("log of the agents", s.log)
+			t.Run("an agent may change its own node alone", s.ownNode)
+			t.Run("overlays", s.overlays)
 		})
 	}
 }
@@ -212,8 +214,8 @@ func packets(t *testing.T, p pod) map[string]float64 {
 
 // log wants the agents to have started with few lines.
 func (s *suite) log(t *testing.T) {
-	for name := range strings.FieldsSeq(s.kubectl(t, "-n kube-flannel get pods -l app=weft -o jsonpath={.items[*].metadata.name}")) {
-		text := s.kubectl(t, "-n kube-flannel logs "+name)
+	for name := range strings.FieldsSeq(s.kubectl(t, "-n kube-flannel get pods -l app=flannel -o jsonpath={.items[*].metadata.name}")) {
+		text := s.kubectl(t, "-n kube-flannel logs -c kube-flannel "+name)
 		if lines := strings.Count(text, "\n"); lines == 0 || lines >= 40 {
 			t.Errorf("%s has written %d lines, want fewer than 40:\n%s", name, lines, text)
 		} else {

@@ -141,6 +141,12 @@ func writeKey(path string) error {
 // Ask calls the API as its administrator. A body and a place for the answer are
 // optional.
 func (k *Kube) Ask(ctx context.Context, method, path string, body, answer any) error {
+	return k.AskAs(ctx, AdminToken, method, path, body, answer)
+}
+
+// AskAs calls the API with somebody's token. An answer that refuses is an error, with
+// what it says.
+func (k *Kube) AskAs(ctx context.Context, token, method, path string, body, answer any) error {
 	text, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -149,7 +155,7 @@ func (k *Kube) Ask(ctx context.Context, method, path string, body, answer any) e
 	if err != nil {
 		return err
 	}
-	request.Header.Set("Authorization", "Bearer "+AdminToken)
+	request.Header.Set("Authorization", "Bearer "+token)
 	request.Header.Set("Content-Type", "application/json")
 	if method == http.MethodPatch {
 		request.Header.Set("Content-Type", "application/strategic-merge-patch+json")

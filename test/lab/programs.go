@@ -15,7 +15,7 @@ import (
 func Programs(names ...string) (map[string]string, error) {
 	paths := os.Getenv("WEFT_PEERS")
 	if paths == "" {
-		root, err := moduleRoot()
+		root, err := ModuleRoot()
 		if err != nil {
 			return nil, err
 		}
@@ -67,8 +67,8 @@ func buildWeft(dir string) (string, error) {
 	return path, nil
 }
 
-// moduleRoot is the directory of go.mod.
-func moduleRoot() (string, error) {
+// ModuleRoot is the directory of go.mod.
+func ModuleRoot() (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("finding the module's directory: %w", err)

@@ -77,7 +77,7 @@ func up(ctx context.Context, args []string) error {
 The cluster is up. Try
 
   bin/weftcluster kubectl get nodes,pods -A -o wide
-  bin/weftcluster kubectl -n kube-flannel exec ds/weft -- weft status
+  bin/weftcluster kubectl -n kube-flannel exec ds/kube-flannel-ds -- weft status
   bin/weftcluster enter n1 ip route
 
 and remove it by
