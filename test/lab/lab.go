@@ -236,7 +236,7 @@ func (o Options) storeFaults() (errs []error) {
 	if o.Families == IPv6 && o.Store != StoreKube && slices.Contains(o.Kinds, Flanneld) {
 		wrong("flanneld tells leases in etcd apart by their IPv4 address: give nodes of kind %s the store %s in a lab without", Flanneld, StoreKube)
 	}
-	if o.Families != IPv4 && (o.Strangers > 0 || o.Room) {
+	if o.Families != IPv4 && o.Strangers > 0 || o.Families == IPv6 && o.Room {
 		wrong("strangers have IPv4 addresses only: choose families %s", IPv4)
 	}
 	return errs
