@@ -73,8 +73,9 @@ func (l *loop) Run(ctx context.Context) {
 		return
 	case <-l.wanted:
 	}
-	for retries := 0; ; {
-		err := l.once(ctx)
+	retries, busy := 0, false
+	for {
+		took, err := l.once(ctx)
 		if ctx.Err() != nil {
 			return // what a cancelled sync says is no failure
 		}
@@ -84,14 +85,18 @@ func (l *loop) Run(ctx context.Context) {
 		} else {
 			retries++
 		}
-		if !l.wait(ctx, retries) {
+		gap := l.timing.LeastGap
+		if busy {
+			gap = l.timing.busyGap(took)
+		}
+		if busy = l.wait(ctx, retries, gap); ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-// once syncs the desired state.
-func (l *loop) once(ctx context.Context) error {
+// once syncs the desired state, and says how long that took.
+func (l *loop) once(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
 	l.mu.Lock()
 	desired := *l.desired
@@ -102,19 +107,20 @@ func (l *loop) once(ctx context.Context) error {
 	if ctx.Err() == nil {
 		l.synced(outcome{state: desired, at: end, duration: end.Sub(start), err: err})
 	}
-	return err
+	return end.Sub(start), err
 }
 
-// wait returns true when it is time for the next sync, and false when ctx is
-// done. retries counts the failures since the last success.
-func (l *loop) wait(ctx context.Context, retries int) bool {
+// wait returns when it is time for the next sync, or ctx is done. retries counts the
+// failures since the last success; gap is what has to lie between two syncs, and busy
+// tells that there was no rest: something had happened before the gap was over.
+func (l *loop) wait(ctx context.Context, retries int, gap time.Duration) (busy bool) {
 	end := time.Now()
 	due := end.Add(l.timing.LongestGap)
-	nudged := end.Add(l.timing.LeastGap)
+	nudged := end.Add(gap)
 	if retries > 0 {
-		gap := l.retryGap(retries)
-		due = end.Add(gap)
-		nudged = end.Add(min(gap, l.timing.NudgedMax))
+		retry := l.retryGap(retries)
+		due = end.Add(retry)
+		nudged = end.Add(min(retry, l.timing.NudgedMax))
 	}
 	for {
 		l.expect(due)
@@ -123,16 +129,18 @@ func (l *loop) wait(ctx context.Context, retries int) bool {
 			return false
 		case <-l.wanted:
 			// What is wanted now may not be what fails: it gets its chance.
-			due = earlier(due, end.Add(l.timing.LeastGap))
+			due = earlier(due, end.Add(gap))
+			busy = busy || time.Since(end) < gap
 		case _, open := <-l.changed:
 			if !open {
 				l.changed = nil // a closed dataplane has no more news
 				continue
 			}
 			due = earlier(due, nudged)
+			busy = busy || time.Since(end) < gap
 		case <-time.After(time.Until(due)):
 			l.drain()
-			return true
+			return busy
 		}
 	}
 }

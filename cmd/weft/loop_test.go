@@ -314,3 +314,29 @@ level=INFO msg="sync is well again" failures=3 after=N
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
+
+// Changes without end do not keep a CPU busy: syncs have gaps between them that grow with
+// their length, but for the second.
+func TestChangesWithoutEnd(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		b.takes = 100 * ms
+		b.Want(state.State{VNI: 1})
+		for vni := range uint32(200) {
+			after(10 * ms)
+			b.Want(state.State{VNI: vni + 2})
+		}
+		after(10 * time.Second)
+		b.expectSyncs(t, 0, 150*ms, 550*ms, 950*ms, 1350*ms, 1750*ms, 2150*ms)
+
+		b.takes = 10 * time.Second
+		b.Want(state.State{VNI: 300})
+		b.changes <- struct{}{}
+		after(time.Second)
+		b.changes <- struct{}{}
+		after(10 * time.Second)
+		b.changes <- struct{}{}
+		after(20 * time.Second)
+		start := 12 * time.Second // after a rest a sync is not delayed
+		b.expectSyncs(t, 0, 150*ms, 550*ms, 950*ms, 1350*ms, 1750*ms, 2150*ms, start, start+10050*ms, start+21050*ms)
+	})
+}

@@ -5,6 +5,7 @@ import "time"
 // timing says when the loop syncs.
 type timing struct {
 	LeastGap   time.Duration
+	BusyGap    time.Duration
 	RetryMin   time.Duration
 	RetryMax   time.Duration
 	NudgedMax  time.Duration
@@ -24,6 +25,9 @@ func defaultTiming() timing {
 		// all of them. A single change is not delayed at all, as the gap is
 		// usually over.
 		LeastGap: 50 * time.Millisecond,
+		// The most of that while changes come without end, as nodes of a big cluster
+		// join or leave one by one: each sync looks at all of them.
+		BusyGap: time.Second,
 
 		// After a failure: a device that is just being created is there in a
 		// quarter of a second; what still fails after minutes needs a person,
@@ -64,4 +68,11 @@ func defaultTiming() timing {
 		// carries meanwhile it carries.
 		StoreWait: 5 * time.Second,
 	}
+}
+
+// busyGap is what lies between the end of a sync and the start of the next when changes
+// come without end: so much more than the sync took that they cost a quarter of a CPU,
+// and never more than BusyGap.
+func (t timing) busyGap(took time.Duration) time.Duration {
+	return max(t.LeastGap, min(3*took, t.BusyGap))
 }
