@@ -47,7 +47,7 @@ func TestEveryCommandsHelp(t *testing.T) {
 func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 	for line, want := range map[string]string{
 		"":                      `weft: no command given; "weft help" lists them`,
-		"stauts":                `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, cni-plugin, install, mk-docker-opts, version, help`,
+		"stauts":                `weft: there is no command "stauts"; there are agent, status, peers, accel, migrate, remove, cni-plugin, install, wait, mk-docker-opts, version, help`,
 		"--wide peers":          `weft: flags come after a command, as in "weft status --wide"; "weft help" lists the commands`,
 		"status --colour":       `weft: status: there is no flag --colour; "weft status -h" lists the flags`,
 		"status now":            `weft: status: there is no use for "now"; "weft status -h" shows how to call it`,
@@ -56,13 +56,15 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"status --vni one":      `weft: status: invalid value "one" for flag -vni: parse error; "weft status -h" lists the flags`,
 		"peers --pin-dir pins":  `weft: peers: --pin-dir is "pins"; give an absolute path`,
 		"accel":                 `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
+		"migrate":               `weft: migrate: say "weft migrate check", with the arguments that flanneld has`,
+		"migrate now":           `weft: migrate: say "weft migrate check", with the arguments that flanneld has`,
 		"accel maybe":           `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
 		"accel express on":      `weft: accel: say "weft accel on" or "weft accel off"; "weft status" shows how it stands`,
 		"accel on node-b":       `weft: accel: "node-b" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
 		"accel off kernel":      `weft: accel: "kernel" is no path with a switch; say express or base, or neither for both, and name a peer with --peer`,
 		"accel on express base": `weft: accel: there is no use for "base"; "weft accel -h" shows how to call it`,
 		"agent --config a.yaml --kube-subnet-mgr": `weft: agent: --config and --kube-subnet-mgr both say where the peers come from; give one of them`,
-		"help stauts":             `weft: there is no command "stauts"; there are agent, status, peers, accel, remove, cni-plugin, install, mk-docker-opts, version, help`,
+		"help stauts":             `weft: there is no command "stauts"; there are agent, status, peers, accel, migrate, remove, cni-plugin, install, wait, mk-docker-opts, version, help`,
 		"version -o text --peers": `weft: version: there is no flag --peers; "weft version -h" lists the flags`,
 	} {
 		status, stdout, stderr := newDesk(t).call(strings.Fields(line)...)

@@ -14,6 +14,7 @@ type node interface {
 	Open(ctx context.Context, o dataplane.Options) (datapath, error)
 	OpenUplink(log *slog.Logger) (uplinkFinder, error)
 	Inspect(ctx context.Context, pinDir string, vni uint32, told []state.Peer) (dataplane.Report, error)
+	Survey(s state.State) (dataplane.Survey, error)
 	SetAccel(pinDir string, s dataplane.Switch) error
 	Remove(ctx context.Context, pinDir string, vni uint32, all bool, told []state.Peer) (dataplane.Removal, error)
 }
@@ -58,6 +59,8 @@ func (linux) OpenUplink(log *slog.Logger) (uplinkFinder, error) {
 func (linux) Inspect(ctx context.Context, pinDir string, vni uint32, told []state.Peer) (dataplane.Report, error) {
 	return dataplane.Inspect(ctx, pinDir, vni, told)
 }
+
+func (linux) Survey(s state.State) (dataplane.Survey, error) { return dataplane.Look(s) }
 
 func (linux) SetAccel(pinDir string, s dataplane.Switch) error {
 	return dataplane.SetAccel(pinDir, s)

@@ -26,7 +26,9 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 type fakeNode struct {
 	mu      sync.Mutex
 	report  dataplane.Report
-	err     error // of everything
+	survey  dataplane.Survey
+	wanted  state.State // of the last survey
+	err     error       // of everything
 	syncErr error
 	// switchErr is of SetAccel.
 	switchErr error
@@ -78,6 +80,13 @@ func (n *fakeNode) Inspect(_ context.Context, pinDir string, vni uint32, _ []sta
 	defer n.mu.Unlock()
 	n.inspected = pinDir + " " + vniText(vni)
 	return n.report, n.err
+}
+
+func (n *fakeNode) Survey(s state.State) (dataplane.Survey, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.wanted = s
+	return n.survey, n.err
 }
 
 func (n *fakeNode) SetAccel(_ string, s dataplane.Switch) error {

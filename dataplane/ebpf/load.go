@@ -25,6 +25,21 @@ func (a *Accelerator) load() error {
 	return a.loadMost(types)
 }
 
+// Try loads the programs and lets go of them again: what an agent would meet. It says
+// what keeps them from express, and the error is what keeps all of them away.
+func Try(vni uint32, port uint16) (noExpress string, err error) {
+	dir, err := os.MkdirTemp("", "weft-try-") // nothing is pinned there
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(dir)
+	a := &Accelerator{opts: Options{PinDir: dir, MaxPeers: 1, VNI: vni, Port: port}}
+	if err := a.load(); err != nil {
+		return "", explain(err)
+	}
+	return a.noExpress, a.objects.Close()
+}
+
 // loadMost makes the objects, with express if the kernel lets programs ask
 // conntrack, else without.
 func (a *Accelerator) loadMost(types *btf.Cache) error {

@@ -167,6 +167,7 @@ func (p *Path) Plan(s state.State) (Plan, error) {
 	all := Plan{Failed: map[netip.Prefix]error{}}
 	found, err := p.look(s)
 	errs := []error{err}
+	all.Uplink = found.uplink
 	for _, o := range found.overlays {
 		plan, _, err := p.plan(o, s.Peers, found.wanted)
 		all.Steps = append(all.Steps, plan.Steps...)

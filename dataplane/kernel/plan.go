@@ -11,6 +11,8 @@ import (
 
 // Plan is what has to be done so that the kernel holds what a state wants.
 type Plan struct {
+	// Uplink is the device that carries the underlay, as it is.
+	Uplink Uplink
 	// Steps are done in this order.
 	Steps []Step
 	// Failed are the peers that can't be served, and why.
