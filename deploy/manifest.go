@@ -7,3 +7,13 @@ import _ "embed"
 //
 //go:embed weft.yaml
 var Manifest string
+
+// MigrateCheck is migrate-check.yaml: a look at a cluster of flannel's.
+//
+//go:embed migrate-check.yaml
+var MigrateCheck string
+
+// Remove is remove.yaml: takes weft from nodes without an agent.
+//
+//go:embed remove.yaml
+var Remove string

@@ -69,6 +69,7 @@ func TestManifestIsWhatKubernetesKnows(t *testing.T) {
 	if len(objects) != 8 {
 		t.Errorf("%d objects", len(objects))
 	}
+	objects = slices.Concat(objects, mustDecode(t, "migrate-check.yaml"), mustDecode(t, "remove.yaml"))
 	for _, object := range objects {
 		d, ok := object.(*appsv1.DaemonSet)
 		if !ok {
