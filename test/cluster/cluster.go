@@ -3,8 +3,9 @@
 // Package cluster builds a real Kubernetes cluster out of namespaces on one machine:
 // the nodes and the underlay of test/lab, and in them etcd, kube-apiserver,
 // kube-controller-manager and kube-scheduler (in the underlay), containerd, kubelet
-// and kube-proxy (in every node). weft runs as a DaemonSet. Images are built here and
-// imported; no registry and no engine is needed.
+// and kube-proxy (in every node). weft runs as a DaemonSet, or stock flannel does, and
+// CoreDNS where it is asked for. Images are built here and imported; no registry and no
+// engine is needed.
 //
 //	underlay 192.0.2.1: etcd, kube-apiserver, kube-controller-manager, kube-scheduler
 //	   |
@@ -18,11 +19,13 @@ package cluster
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +45,8 @@ type Options struct {
 	// Manifest is that of the network: deploy/weft.yaml by default. Its DaemonSet is
 	// called as flannel's is.
 	Manifest string
+	// Flannel has the nodes know the images that FlannelManifest names.
+	Flannel bool
 	// Keep leaves the cluster up when the process that made it ends.
 	Keep bool
 	// Log gets a line for every step of building, if set.
@@ -59,6 +64,7 @@ type Cluster struct {
 	programs map[string]string
 	// images are the paths of those that every node has.
 	images []string
+	traces *traces
 }
 
 // programs are those of test/peers that a cluster needs.
@@ -79,7 +85,11 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 		o.Manifest = deploy.Manifest
 	}
 	c := &Cluster{Options: o}
-	if c.programs, err = lab.Programs(programs...); err != nil {
+	needed := programs
+	if o.Flannel {
+		needed = append(slices.Clone(programs), "flanneld", "install-conf")
+	}
+	if c.programs, err = lab.Programs(needed...); err != nil {
 		return nil, err
 	}
 	if c.Lab, err = lab.New(ctx, lab.Options{Name: o.Name, Nodes: o.Nodes, Pods: lab.NoPods, Keep: o.Keep}); err != nil {
@@ -111,7 +121,7 @@ func Open(name string) (*Cluster, error) {
 }
 
 // build makes the cluster, each step leaning on those before it.
-func (c *Cluster) build(ctx context.Context) error {
+func (c *Cluster) build(ctx context.Context) (err error) {
 	c.logf("images")
 	if err := c.buildImages(); err != nil {
 		return err
@@ -127,6 +137,9 @@ func (c *Cluster) build(ctx context.Context) error {
 	if err := c.onAllNodes(func(n *Node) error { return n.start(ctx) }); err != nil {
 		return err
 	}
+	if c.traces, err = c.trace(); err != nil {
+		return err
+	}
 	c.logf("network")
 	if err := c.Apply(ctx, c.Options.Manifest); err != nil {
 		return err
@@ -139,6 +152,31 @@ func (c *Cluster) build(ctx context.Context) error {
 	}
 	c.logf("up")
 	return nil
+}
+
+// dnsManifest runs CoreDNS.
+//
+//go:embed dns.yaml
+var dnsManifest string
+
+// StartDNS runs CoreDNS, and waits until it does.
+func (c *Cluster) StartDNS(ctx context.Context) error {
+	c.logf("CoreDNS")
+	found, err := lab.Programs("coredns")
+	if err != nil {
+		return err
+	}
+	image, err := programImage(c.Lab.Directory(), found["coredns"], DNSImage, "/coredns")
+	if err != nil {
+		return err
+	}
+	if err := c.Import(ctx, image); err != nil {
+		return err
+	}
+	if err := c.Apply(ctx, dnsManifest); err != nil {
+		return err
+	}
+	return c.wait(ctx, "-n kube-system rollout status deployment/coredns --timeout=300s")
 }
 
 // wait has kubectl wait for something, and tells what there was if it was in vain.
@@ -164,15 +202,21 @@ func (c *Cluster) onAllNodes(do func(n *Node) error) error {
 // buildImages builds the images that nodes have from the start.
 func (c *Cluster) buildImages() error {
 	dir := c.Lab.Directory()
-	for _, build := range []func() (string, error){
-		func() (string, error) { return buildPodImage(dir) },
-		func() (string, error) { return buildWeftImage(dir) },
-	} {
-		path, err := build()
+	pod, err := buildPodImage(dir)
+	if err != nil {
+		return err
+	}
+	weft, err := buildWeftImage(dir)
+	if err != nil {
+		return err
+	}
+	c.images = append(c.images, pod, weft)
+	if c.Options.Flannel {
+		flannel, err := buildFlannelImages(dir, weft, c.programs["flanneld"], c.programs["install-conf"])
 		if err != nil {
 			return err
 		}
-		c.images = append(c.images, path)
+		c.images = append(c.images, flannel...)
 	}
 	return nil
 }
@@ -183,7 +227,7 @@ func (c *Cluster) Import(ctx context.Context, path string) error {
 	return c.onAllNodes(func(n *Node) error { return n.importImage(ctx, path) })
 }
 
-// WaitForNetwork waits until weft runs on all nodes.
+// WaitForNetwork waits until the network runs on all nodes, as it is wanted now.
 func (c *Cluster) WaitForNetwork(ctx context.Context) error {
 	return c.wait(ctx, "-n kube-flannel rollout status daemonset/kube-flannel-ds --timeout=300s")
 }
@@ -218,6 +262,8 @@ const (
 	kubeconfigFile = "admin.kubeconfig"
 	// podNetwork is where all pods have their addresses.
 	podNetwork = "10.244.0.0/16"
+	// dnsAddress is where pods ask for names.
+	dnsAddress = "10.96.0.10"
 )
 
 // file is the path of one of the cluster's files, which go with it.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -51,7 +52,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.process, err = n.Start("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-c", nodeScript,
-		n.group(), "/run/"+kubeconfigFile, n.IP.String(), c.programs["kubelet"], c.programs["kube-proxy"], c.Options.ProxyMode, podNetwork, PodImage, n.String())
+		n.group(), "/run/"+kubeconfigFile, n.IP.String(), c.programs["kubelet"], c.programs["kube-proxy"], c.Options.ProxyMode, podNetwork, PodImage, n.String(), dnsAddress)
 	if err != nil {
 		return err
 	}
@@ -103,6 +104,65 @@ func (n *Node) importImage(ctx context.Context, path string) error {
 	}
 	defer archive.Close()
 	return n.ctr(ctx, archive, "images", "import", "-")
+}
+
+// Reinstall makes the node anew, with the address that the node of another number
+// would have: what a machine keeps that is set up again and got another address. The
+// devices of its network are still there, as their remains may be.
+func (n *Node) Reinstall(ctx context.Context, number int) error {
+	if err := n.stop(); err != nil {
+		return err
+	}
+	if err := n.Run(ctx, "sh", "-c", "rm -rf /run/containerd* /run/kubelet* /run/overlay /run/work /run/images-are-here /run/flannel"); err != nil {
+		return err
+	}
+	if err := n.MoveUplink(ctx, number); err != nil {
+		return err
+	}
+	return n.start(ctx)
+}
+
+// Processes are the numbers of the processes of a program that run in the node's
+// containers.
+func (n *Node) Processes(program string) ([]int, error) {
+	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, path := range groups {
+		group, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(group), "/"+n.group()+"/") {
+			continue // it has gone, or is none of ours
+		}
+		name, err := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
+		if err != nil || strings.TrimSpace(string(name)) != program {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// EnterPod is the command that runs another in the network namespace of the node's pod
+// with an address.
+func (n *Node) EnterPod(ctx context.Context, ip string, command ...string) ([]string, error) {
+	pids, err := n.Processes(filepath.Base(podPlace))
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		enter := []string{"nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "--"}
+		out, err := exec.CommandContext(ctx, enter[0], append(enter[1:], "ip", "-4", "-oneline", "address")...).Output()
+		if err == nil && strings.Contains(string(out), " "+ip+"/") {
+			return append(enter, command...), nil
+		}
+	}
+	return nil, fmt.Errorf("node %s has no pod with address %s", n, ip)
 }
 
 // eventually tries until something works, as long as the node's programs run.

@@ -1,7 +1,7 @@
 # What a node runs, as the first process of a namespace of processes. All that it
 # keeps is in the node's own /run.
 set -e
-group=$0 kubeconfig=$1 ip=$2 kubelet=$3 proxy=$4 mode=$5 pods=$6 pause=$7 name=$8
+group=$0 kubeconfig=$1 ip=$2 kubelet=$3 proxy=$4 mode=$5 pods=$6 pause=$7 name=$8 dns=$9
 
 # The CNI library and the kubelet have fixed places below these.
 for dir in /var/lib /var/log /etc /opt; do
@@ -54,6 +54,8 @@ evictionHard: {memory.available: "0%", nodefs.available: "0%", imagefs.available
 imageGCHighThresholdPercent: 100
 localStorageCapacityIsolation: false
 address: $ip
+clusterDNS: [$dns]
+clusterDomain: cluster.local
 nodeStatusUpdateFrequency: 5s
 YAML
 

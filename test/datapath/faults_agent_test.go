@@ -8,9 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -374,59 +372,13 @@ var mustBuildOther = func() func(testing.TB) string {
 	var err error
 	return func(tb testing.TB) string {
 		tb.Helper()
-		once.Do(func() { binary, err = buildOther(filepath.Dir(weft)) })
+		once.Do(func() { binary, err = lab.BuildOtherWeft(filepath.Dir(weft)) })
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return binary
 	}
 }()
-
-func buildOther(dir string) (string, error) {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		return "", err
-	}
-	source := filepath.Join(dir, "other")
-	for _, part := range []string{"bpf", "headers", "cmd", "controlplane", "dataplane"} {
-		if err := os.CopyFS(filepath.Join(source, part), os.DirFS(filepath.Join(root, part))); err != nil {
-			return "", err
-		}
-	}
-	for _, file := range []string{"go.mod", "go.sum"} {
-		text, err := os.ReadFile(filepath.Join(root, file))
-		if err != nil {
-			return "", err
-		}
-		if err := os.WriteFile(filepath.Join(source, file), text, 0o644); err != nil {
-			return "", err
-		}
-	}
-	constants := filepath.Join(source, "bpf/constants.h")
-	text, err := os.ReadFile(constants)
-	if err != nil {
-		return "", err
-	}
-	changed := string(text)
-	for _, c := range []string{"AGGREGATE_LIFE", "PROOF_LIFE"} {
-		changed = regexp.MustCompile(`(#define `+c+` \d+)1?0LL`).ReplaceAllString(changed, "${1}1LL")
-	}
-	if err := os.WriteFile(constants, []byte(changed), 0o644); err != nil {
-		return "", err
-	}
-	binary := filepath.Join(dir, "weft-other")
-	for _, command := range [][]string{
-		{"go", "generate", "./dataplane/ebpf"},
-		{"go", "build", "-buildvcs=false", "-o", binary, "./cmd/weft"},
-	} {
-		build := exec.Command(command[0], command[1:]...)
-		build.Dir = source
-		if out, err := build.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%v: %w\n%s", command, err, out)
-		}
-	}
-	return binary, nil
-}
 
 func TestWeftIsRemoved(t *testing.T) {
 	t.Parallel()

@@ -3,30 +3,26 @@
 package e2e_test
 
 import (
-	"os"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/weft-net/weft/test/cluster"
-	"github.com/weft-net/weft/test/lab"
 )
-
-// flannelImage is the name of one of flannel's images in its manifest.
-var flannelImage = regexp.MustCompile(`image: ghcr\.io/flannel-io/\S+`)
 
 // Flannel's own manifest works with nothing changed in it but the images' name: on the
 // kernel path, as the rights in it allow no more. The command that the agent then tells
 // turns eBPF on, for express too.
 func TestDropIn(t *testing.T) {
-	found, err := lab.Programs("kube-flannel.yml")
+	manifest, err := cluster.FlannelManifest()
 	must(t, err)
-	manifest, err := os.ReadFile(found["kube-flannel.yml"])
-	must(t, err)
-	if n := len(flannelImage.FindAll(manifest, -1)); n != 3 {
-		t.Fatalf("flannel's manifest names its images %d times, want 3", n)
+	images := cluster.FlannelImages(manifest)
+	if len(images) != 2 {
+		t.Fatalf("flannel's manifest names %q, want two images", images)
 	}
-	s := newSuite(t, cluster.Options{Manifest: flannelImage.ReplaceAllLiteralString(string(manifest), "image: "+cluster.WeftImage)})
+	for _, image := range images {
+		manifest = strings.ReplaceAll(manifest, "image: "+image, "image: "+cluster.WeftImage)
+	}
+	s := newSuite(t, cluster.Options{Manifest: manifest})
 	s.pairs(t)
 	s.service(t)
 	s.log(t)

@@ -25,6 +25,8 @@ import (
 type suite struct {
 	*cluster.Cluster
 	pods []pod
+	// services are those that underLoad asks.
+	services []string
 }
 
 // pod is one of the DaemonSet of pods.yaml, on the node of the same index.
@@ -41,14 +43,14 @@ func newSuite(t *testing.T, o cluster.Options) *suite {
 	if name := os.Getenv("CLUSTER"); name != "" {
 		c, err := cluster.Open(name)
 		must(t, err)
-		s := &suite{Cluster: c}
+		s := &suite{Cluster: c, services: []string{"any"}}
 		s.startPods(t)
 		return s
 	}
 	o.Log = t.Output()
 	c, err := cluster.New(t.Context(), o)
 	must(t, err)
-	s := &suite{Cluster: c}
+	s := &suite{Cluster: c, services: []string{"any"}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(c.Story(context.Background()))
@@ -56,9 +58,22 @@ func newSuite(t *testing.T, o cluster.Options) *suite {
 		if err := c.Close(); err != nil {
 			t.Errorf("removing the cluster: %v", err)
 		}
+		mustLeaveNothing(t, c)
 	})
 	s.startPods(t)
 	return s
+}
+
+// mustLeaveNothing looks for a closed cluster on the machine.
+func mustLeaveNothing(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	traces, err := c.Traces()
+	must(t, err)
+	for kind, found := range traces {
+		if len(found) > 0 {
+			t.Errorf("%s are left of the cluster: %q", kind, found)
+		}
+	}
 }
 
 // startPods starts one on each node, and waits until they run.
@@ -117,6 +132,10 @@ func get(from *lab.Space, server, page string, values url.Values) (string, error
 type answerError struct{ status, said string }
 
 func (e *answerError) Error() string { return e.status + ": " + e.said }
+
+// slow is how long something may take that takes seconds on a machine with nothing else
+// to do.
+const slow = 3 * time.Minute
 
 func must(tb testing.TB, err error) {
 	tb.Helper()

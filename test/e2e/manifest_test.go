@@ -42,9 +42,15 @@ func (s *suite) overlays(t *testing.T) {
 	all, err := filepath.Glob(filepath.Join(root, "deploy/kustomize/overlays/*"))
 	must(t, err)
 	for _, dir := range append(all, filepath.Join(root, "deploy/kustomize/base")) {
-		out := s.kubectl(t, "apply --dry-run=server -k "+dir)
-		if strings.Count(out, "(server dry run)") != strings.Count(out, "\n") || !strings.Contains(out, "daemonset.apps/kube-flannel-ds") {
-			t.Errorf("%s:\n%s", dir, out)
-		}
+		s.mustBeTaken(t, 1, "-k", dir)
+	}
+}
+
+// mustBeTaken has the API server look at manifests with so many DaemonSets.
+func (s *suite) mustBeTaken(t *testing.T, daemonSets int, option, path string) {
+	t.Helper()
+	out := s.kubectl(t, "apply --dry-run=server --validate=strict "+option+" "+path)
+	if strings.Count(out, "(server dry run)") != strings.Count(out, "\n") || strings.Count(out, "daemonset.apps/kube-flannel-ds") != daemonSets {
+		t.Errorf("%s, want %d DaemonSets:\n%s", path, daemonSets, out)
 	}
 }

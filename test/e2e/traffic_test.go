@@ -33,10 +33,13 @@ func TestCluster(t *testing.T) {
 			t.Run("hostPort", s.hostPort)
 			t.Run("hairpin", s.hairpin)
 			t.Run("the world sees the node", s.world)
+			t.Run("names are resolved", s.names)
 			t.Run("established flows take express", s.express)
+			t.Run("Prometheus", s.prometheus)
 			t.Run("log of the agents", s.log)
 			t.Run("an agent may change its own node alone", s.ownNode)
 			t.Run("overlays", s.overlays)
+			t.Run("chart", s.charts)
 		})
 	}
 }
@@ -167,6 +170,23 @@ func (s *suite) world(t *testing.T) {
 		conn.Close()
 		if seen := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); seen != p.node.IP {
 			t.Errorf("%s is seen as %s, want its node's %s", p.name, seen, p.node.IP)
+		}
+	}
+}
+
+// names asks for a Service by name, from every pod.
+func (s *suite) names(t *testing.T) {
+	must(t, s.StartDNS(t.Context()))
+	want := s.clusterIP(t, "any")
+	for _, p := range s.pods {
+		for _, name := range []string{"any", "any.default.svc.cluster.local"} {
+			lab.T(t).Eventually(20*time.Second, func() error {
+				said, err := s.ask(p, "resolve", name, 0)
+				if err == nil && said != want {
+					err = fmt.Errorf("%s from %s: %q, want %q", name, p.name, said, want)
+				}
+				return err
+			})
 		}
 	}
 }

@@ -97,6 +97,7 @@ func (k *Kube) Start(ctx context.Context) (err error) {
 		"--etcd-servers", k.Etcd.URL, "--service-cluster-ip-range", choose(k.lab.Options.Families, ServiceNetwork, ServiceNetworkV6)[0].String(),
 		"--bind-address", address, "--advertise-address", address, "--secure-port", APIPort,
 		"--cert-dir", k.file("certificates"), "--token-auth-file", k.file("tokens"), "--authorization-mode", "RBAC",
+		"--allow-privileged",                              // as every cluster that runs a network's agents
 		"--kubelet-preferred-address-types", "InternalIP", // nobody resolves nodes' names
 		"--service-account-key-file", k.file("service-accounts.key"), "--service-account-signing-key-file", k.file("service-accounts.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc",

@@ -1,13 +1,16 @@
 // Command pod is what containers of the cluster run: with no argument it sleeps, as
-// a pod's first container does; `pod serve` answers, and asks on behalf of a test.
+// a pod's first container does; `pod serve` answers, and asks on behalf of a test. Told
+// to end, `pod serve 5s` answers for that much longer, until nobody asks any more.
 //
-//	TCP 8080  HTTP: /who, /fetch, /udp, /stream
+//	TCP 8080  HTTP: /who, /fetch, /resolve, /udp, /stream, /start and /stop of a load
 //	UDP 8081  echo
 //	TCP 8082  echo
 package main
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,17 +19,28 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/weft-net/weft/test/cluster/load"
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "serve" {
-		fatal(serve())
-	}
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		go func() { fatal(serve()) }()
+	}
 	<-ended
+	if len(os.Args) > 2 {
+		linger, err := time.ParseDuration(os.Args[2])
+		if err != nil {
+			fatal(err)
+		}
+		time.Sleep(linger)
+	}
 }
 
 // timeout is for one question that a test asks.
@@ -45,8 +59,11 @@ func serve() error {
 	go echoConnections(connections)
 	http.HandleFunc("/who", who)
 	http.HandleFunc("/fetch", asked(fetch))
+	http.HandleFunc("/resolve", asked(resolve))
 	http.HandleFunc("/udp", asked(askUDP))
 	http.HandleFunc("/stream", asked(stream))
+	http.HandleFunc("/start", startLoad)
+	http.HandleFunc("/stop", stopLoad)
 	return http.ListenAndServe(":8080", nil)
 }
 
@@ -103,6 +120,38 @@ func asked(do func(to string, count int) (string, error)) http.HandlerFunc {
 	}
 }
 
+// running is the load that the pod makes, if any.
+var running struct {
+	sync.Mutex
+	load *load.Load
+}
+
+// startLoad starts one: stream=, http= and udp= say whom to ask.
+func startLoad(w http.ResponseWriter, r *http.Request) {
+	running.Lock()
+	defer running.Unlock()
+	if err := r.ParseForm(); err != nil || running.load != nil {
+		http.Error(w, "a load runs already, or the question can't be read", http.StatusConflict)
+		return
+	}
+	running.load = load.Start(load.Targets{Stream: r.Form["stream"], HTTP: r.Form["http"], UDP: r.Form["udp"]})
+}
+
+// stopLoad ends the load and says what it has seen.
+func stopLoad(w http.ResponseWriter, _ *http.Request) {
+	running.Lock()
+	defer running.Unlock()
+	if running.load == nil {
+		http.Error(w, "no load runs", http.StatusConflict)
+		return
+	}
+	report := running.load.Stop()
+	running.load = nil
+	if err := json.NewEncoder(w).Encode(report); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
 // fetch gets the page /who by a new connection.
 func fetch(to string, _ int) (string, error) {
 	client := http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -113,6 +162,14 @@ func fetch(to string, _ int) (string, error) {
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
 	return string(text), err
+}
+
+// resolve asks the pod's name server for the addresses of a name.
+func resolve(name string, _ int) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(ctx, name)
+	return strings.Join(addresses, " "), err
 }
 
 // askUDP sends a datagram of count bytes, which must come back. The first of a size

@@ -3,7 +3,7 @@
 // Command weftcluster brings up a Kubernetes cluster on this machine with weft as its
 // network (test/cluster), leaves it up, and takes it away again:
 //
-//	weftcluster up [--nodes N] [--proxy-mode MODE]
+//	weftcluster up [--nodes N] [--proxy-mode MODE] [--flannel] [--dns=false]
 //	weftcluster kubectl ARGUMENTS...
 //	weftcluster enter NODE [COMMAND...]
 //	weftcluster down
@@ -67,11 +67,26 @@ func up(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("up", flag.ContinueOnError)
 	flags.IntVar(&o.Nodes, "nodes", 3, "number of nodes")
 	flags.StringVar(&o.ProxyMode, "proxy-mode", "iptables", "kube-proxy's mode: iptables or nftables")
+	flannel := flags.Bool("flannel", false, "begin with stock flannel as the network; weft's image is there too")
+	dns := flags.Bool("dns", true, "run CoreDNS")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if _, err := cluster.New(ctx, o); err != nil {
+	if o.Flannel = *flannel; o.Flannel {
+		manifest, err := cluster.FlannelManifest()
+		if err != nil {
+			return err
+		}
+		o.Manifest = manifest
+	}
+	c, err := cluster.New(ctx, o)
+	if err != nil {
 		return err
+	}
+	if *dns {
+		if err := c.StartDNS(ctx); err != nil {
+			return errors.Join(err, c.Close())
+		}
 	}
 	fmt.Print(`
 The cluster is up. Try
