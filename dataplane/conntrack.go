@@ -32,7 +32,7 @@ func setConntrack() (changed []string, obstacle string) {
 		path := sysctlPath(name)
 		now, err := os.ReadFile(path)
 		if errors.Is(err, os.ErrNotExist) {
-			return changed, fmt.Sprintf("%s does not exist: conntrack is not there (modprobe nf_conntrack), or not of this network namespace", dotted(name))
+			return changed, settingMissing(name)
 		}
 		if err == nil && strings.TrimSpace(string(now)) == "1" {
 			continue
@@ -43,6 +43,11 @@ func setConntrack() (changed []string, obstacle string) {
 		changed = append(changed, dotted(name))
 	}
 	return changed, ""
+}
+
+// settingMissing says why a setting of conntrack may not be there.
+func settingMissing(name string) string {
+	return dotted(name) + " does not exist: conntrack is not there (modprobe nf_conntrack), or not of this network namespace"
 }
 
 // conntrackLeft says which settings stay when weft goes.

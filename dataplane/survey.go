@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -95,8 +96,8 @@ func noConntrack() (reasons []string) {
 		path := sysctlPath(name)
 		now, err := os.ReadFile(path)
 		switch {
-		case err != nil:
-			reasons = append(reasons, fmt.Sprintf("%s can't be read (%v): conntrack is not there (modprobe nf_conntrack), or not of this network namespace", dotted(name), err))
+		case errors.Is(err, os.ErrNotExist):
+			reasons = append(reasons, settingMissing(name))
 		case strings.TrimSpace(string(now)) != "1" && unix.Access(path, unix.W_OK) != nil:
 			reasons = append(reasons, fmt.Sprintf("%s is not 1 and can't be set: %s", dotted(name), sysctl.Remedy))
 		}
