@@ -4,6 +4,7 @@ package datapath_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -28,6 +29,7 @@ func TestExpressTranslatesAsTheKernelDoes(t *testing.T) {
 		{"UDP service without checksums", udpServiceWithoutChecksums},
 		{"checksums are computed by software", softwareChecksums},
 		{"UDP service loses its endpoint", replacedEndpoint},
+		{"FTP through a service", ftpService},
 		{"affinity", affinity},
 		{"hairpin", hairpin},
 		{"NodePort from outside", nodePort},
@@ -94,6 +96,54 @@ func clusterIPByNft(t lab.Test, w world) {
 	service := serviceAddress()
 	mustRule(t, w.Node(1), natTable("prerouting", "dstnat", dnat(service, at(server, port), "tcp")))
 	mustSee(t, w, everyEnd, client, l, service, client.ip)
+}
+
+// Conntrack's helper on n1 reads the answers of a control connection, and writes the
+// service's address where the pod has said its own; the connection for the data, to
+// which they lead, is translated as the control connection is. n2 knows of no helper.
+func ftpService(t lab.Test, w world) {
+	client, server := w.pod(1, 1), w.pod(2, 1)
+	control, controlPort := mustListenTCP(t, server)
+	data, dataPort := mustListenTCP(t, server)
+	service := serviceAddress()
+	mustRule(t, w.Node(1), natTable("prerouting", "dstnat", dnat(service, at(server, controlPort), "tcp"))+
+		`; add ct helper ip scenario ftp { type "ftp" protocol tcp; }`+
+		"; add chain ip scenario helpers { type filter hook prerouting priority mangle; }"+
+		fmt.Sprintf(`; add rule ip scenario helpers ip daddr %s tcp dport %d ct helper set "ftp"`, service.Addr(), service.Port()))
+	w.mustTake(t, "n2 tx, n2 rx", func() {
+		c := mustConnect(t, client, control, service)
+		c.mustAsk(t, 200)
+		mustHear(t, c, "220 ready\r\n", "220 ready\r\n") // the helper looks at whole lines
+		said, want := passiveMode(at(server, dataPort)), passiveMode(netip.AddrPortFrom(service.Addr(), dataPort))
+		for range 3 { // they have not the same length: numbers of bytes are translated too
+			mustHear(t, c, said, want)
+		}
+		c.mustAsk(t, 200)
+	})
+	transfer := mustConnect(t, client, data, netip.AddrPortFrom(service.Addr(), dataPort))
+	transfer.mustAsk(t, 200)
+	if transfer.peer.Addr() != client.ip {
+		t.Errorf("the server sees %s as its client, not %s", transfer.peer, client.ip)
+	}
+}
+
+// passiveMode is how a server of FTP tells where it waits (RFC 959, 4.1.2).
+func passiveMode(a netip.AddrPort) string {
+	ip := strings.ReplaceAll(a.Addr().String(), ".", ",")
+	return fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d).\r\n", ip, a.Port()>>8, a.Port()&0xff)
+}
+
+// mustHear tells a server something that it repeats, and checks what comes back.
+func mustHear(t lab.Test, c *talk, said, want string) {
+	t.Helper()
+	if _, err := io.WriteString(c.Conn, said); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(answerTime))
+	answer := make([]byte, len(want))
+	if _, err := io.ReadFull(c.Conn, answer); err != nil || string(answer) != want {
+		t.Fatalf("to %q the client hears %q, %v, not %q", said, answer, err, want)
+	}
 }
 
 // The address is n2's, and no pod has it.
