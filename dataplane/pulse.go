@@ -22,6 +22,9 @@ const (
 	// settleTime is between the two moves of the epoch that a change makes. It
 	// covers packets that were judged before the change and witnessed after it.
 	settleTime = 100 * time.Millisecond
+	// gatherTime is the rest after a change that the second move covers anyway:
+	// others gather meanwhile.
+	gatherTime = 10 * time.Millisecond
 	// watchRetry is the pause after watching failed.
 	watchRetry = time.Second
 )
@@ -157,6 +160,7 @@ func (p *pulse) follow(ctx context.Context, w watcher) {
 			settle = time.Time{}
 		case changes != 0:
 			more = true
+			time.Sleep(min(gatherTime, time.Until(settle)))
 		}
 		p.checkConntrack()
 		p.beat()

@@ -33,6 +33,8 @@ const (
 	// at most 32 KiB per datagram of a dump (netlink_dump in
 	// net/netlink/af_netlink.c).
 	receiveSize = 64 << 10
+	// gatherTime is the least time between two waits of Receive.
+	gatherTime = 5 * time.Millisecond
 	// answerTimeout bounds the wait for an answer. The kernel answers within
 	// milliseconds, but for the time that others hold its RTNL lock.
 	answerTimeout = 30 * time.Second
@@ -46,6 +48,8 @@ type Socket struct {
 	port uint32
 	seq  uint32
 	buf  []byte
+	// waited is when Receive last began to wait.
+	waited time.Time
 }
 
 // Open opens a socket in the namespace of the calling thread, which hears the
@@ -101,10 +105,19 @@ func (s *Socket) SetOption(level, option, value int) error {
 }
 
 // Receive waits for one datagram and returns its messages. ENOBUFS says that
-// events were lost; the socket goes on.
-func (s *Socket) Receive() (iter.Seq[Message], error) { return s.receive(time.Time{}) }
+// events were lost; the socket goes on. Of events that come one upon another the
+// first is returned at once, and those behind it when some have gathered: each
+// would wake its listener, and cost the machine more than it takes to read it.
+func (s *Socket) Receive() (iter.Seq[Message], error) {
+	return s.receive(time.Time{}, func() {
+		time.Sleep(time.Until(s.waited.Add(gatherTime)))
+		s.waited = time.Now()
+	})
+}
 
-func (s *Socket) receive(deadline time.Time) (iter.Seq[Message], error) {
+// receive returns the messages of one datagram. Before it waits for one, it calls
+// idle.
+func (s *Socket) receive(deadline time.Time, idle func()) (iter.Seq[Message], error) {
 	if err := s.file.SetReadDeadline(deadline); err != nil {
 		return nil, err
 	}
@@ -114,6 +127,9 @@ func (s *Socket) receive(deadline time.Time) (iter.Seq[Message], error) {
 		var recvErr error
 		err := s.conn.Read(func(fd uintptr) bool {
 			n, from, recvErr = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
+			if recvErr == unix.EAGAIN {
+				idle()
+			}
 			return recvErr != unix.EAGAIN && recvErr != unix.EINTR
 		})
 		if err = cmp.Or(err, recvErr); err != nil { // without err, recvErr is final
@@ -127,6 +143,11 @@ func (s *Socket) receive(deadline time.Time) (iter.Seq[Message], error) {
 		}
 		return messages(s.buf[:n]), nil
 	}
+}
+
+// answer is receive for what the kernel was asked for.
+func (s *Socket) answer() (iter.Seq[Message], error) {
+	return s.receive(time.Now().Add(answerTimeout), func() {})
 }
 
 // send sends one datagram.
@@ -175,7 +196,7 @@ func (s *Socket) dumpOnce(r *Request, answer uint16, each func([]byte)) (interru
 		return false, err
 	}
 	for {
-		received, err := s.receive(time.Now().Add(answerTimeout))
+		received, err := s.answer()
 		if err != nil {
 			return false, err
 		}
@@ -256,7 +277,7 @@ func (s *Socket) exchange(requests []*Request, take func(i int, m Message) bool)
 		return answered, err
 	}
 	for open := len(requests); open > 0; {
-		received, err := s.receive(time.Now().Add(answerTimeout))
+		received, err := s.answer()
 		if err != nil {
 			return answered, fmt.Errorf("waiting for the kernel's answer: %w", err)
 		}

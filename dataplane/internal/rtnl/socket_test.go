@@ -130,6 +130,36 @@ func TestEventsAndTheirEnd(t *testing.T) {
 	}
 }
 
+// Events that come one upon another are waited for together, and all of them are
+// heard.
+func TestEventsThatGather(t *testing.T) {
+	const events = 500
+	ns := netns.New(t)
+	s := mustOpen(t, ns, unix.RTNLGRP_IPV4_IFADDR)
+	asks := mustOpen(t, ns)
+	began := time.Now()
+	go func() {
+		for i := range events {
+			asks.Batch([]*Request{addAddress(i)})
+			time.Sleep(time.Millisecond / 10)
+		}
+	}()
+	waits := map[time.Time]bool{}
+	for heard := 0; heard < events; {
+		received, err := s.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range received {
+			heard++
+		}
+		waits[s.waited] = true
+	}
+	if most := int(time.Since(began)/gatherTime) + 2; len(waits) > most || len(waits) > events/3 {
+		t.Errorf("%d waits for %d events in %s, want %d at most", len(waits), events, time.Since(began), most)
+	}
+}
+
 func TestKernelsAnswerInWords(t *testing.T) {
 	s := mustOpen(t, netns.New(t))
 	fixed := make([]byte, unix.SizeofRtMsg)
