@@ -23,6 +23,7 @@
 #define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_DSTOPTS 60
+#define DNS_PORT 53
 #define TCP_HEADER_LEN 20 /* without options */
 #define TCP_CHECK_OFFSET 16
 #define UDP_CHECK_OFFSET 6

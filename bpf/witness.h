@@ -115,6 +115,14 @@ static __always_inline void survive_reset(struct __sk_buff *skb, const struct in
 	bpf_ct_release(ct);
 }
 
+/* Rules may look at each question that is asked of a name server: kube-network-policies
+ * has them all queued, not the first of a flow alone (netfilter bug 1766). The agent
+ * takes it that these flows meet every rule (dataplane/verdicts). */
+static __always_inline bool asks_for_names(const struct flow *flow)
+{
+	return flow->protocol == IPPROTO_UDP && flow->dport == bpf_htons(DNS_PORT);
+}
+
 /* Sees that a packet has come through. Its header must be as it was when it came
  * to this host, but for the TTL and what NAT has made of it. */
 static __always_inline enum reason witness_flow(struct __sk_buff *skb, const struct in_force *rt,
@@ -154,7 +162,7 @@ static __always_inline enum reason witness_flow(struct __sk_buff *skb, const str
 		other_side(ct, dir, &before);
 	}
 	bpf_ct_release(ct);
-	if (reason)
+	if (reason || asks_for_names(&before) || asks_for_names(&now->as))
 		newcomer->packets = 0; /* it is not asked for each packet */
 	else
 		write_witness(&before, now);

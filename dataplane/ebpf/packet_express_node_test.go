@@ -220,18 +220,18 @@ var (
 	// ours.
 	ourTCP  = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40000", to: bluePod + ":80"}
 	blueTCP = flow{protocol: unix.IPPROTO_TCP, from: bluePod + ":41000", to: ourPod + ":80"}
-	ourUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40000", to: bluePod + ":53"}
-	blueUDP = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41000", to: ourPod + ":53"}
+	ourUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40000", to: bluePod + ":443"}
+	blueUDP = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41000", to: ourPod + ":443"}
 	// viaService is our pod's to a Service that leads to blue's pod.
 	viaService = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40001", to: serviceIP + ":80", asTo: bluePod + ":8080"}
 	// masqueraded leaves with an address of the node.
 	masqueraded    = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40002", to: bluePod + ":80", asFrom: "10.244.1.0:31000"}
-	viaServiceUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40001", to: serviceIP + ":53", asTo: bluePod + ":5353"}
-	masqueradedUDP = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40002", to: bluePod + ":53", asFrom: "10.244.1.0:31000"}
+	viaServiceUDP  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40001", to: serviceIP + ":443", asTo: bluePod + ":4433"}
+	masqueradedUDP = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40002", to: bluePod + ":443", asFrom: "10.244.1.0:31000"}
 	// These have been answered lately.
-	ourDialogue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40020", to: bluePod + ":53", talk: answered}
-	blueDialogue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41020", to: ourPod + ":53", talk: answered}
-	serviceDialogue = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40021", to: serviceIP + ":53", asTo: bluePod + ":5353", talk: answered}
+	ourDialogue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40020", to: bluePod + ":443", talk: answered}
+	blueDialogue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41020", to: ourPod + ":443", talk: answered}
+	serviceDialogue = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40021", to: serviceIP + ":443", asTo: bluePod + ":4433", talk: answered}
 	// Nobody answers these.
 	ourMonologue     = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40010", to: bluePod + ":514", talk: unanswered}
 	blueMonologue    = flow{protocol: unix.IPPROTO_UDP, from: bluePod + ":41010", to: ourPod + ":514", talk: unanswered}
@@ -239,7 +239,7 @@ var (
 	maskedMonologue  = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40012", to: bluePod + ":514", asFrom: "10.244.1.0:31002", talk: unanswered}
 	// bothEnds changes all that NAT can change, otherPort only a port.
 	bothEnds  = flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40003", to: serviceIP + ":80", asFrom: "10.244.1.0:31001", asTo: bluePod + ":8080"}
-	otherPort = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40004", to: bluePod + ":53", asTo: bluePod + ":5353"}
+	otherPort = flow{protocol: unix.IPPROTO_UDP, from: ourPod + ":40004", to: bluePod + ":443", asTo: bluePod + ":4433"}
 	// fromOutside is blue's pod to a Service that leads to our pod.
 	fromOutside = flow{protocol: unix.IPPROTO_TCP, from: bluePod + ":41001", to: "10.96.0.11:80", asTo: ourPod + ":8080"}
 )

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 )
 
 // passage is a program behind netfilter, and a direction of a flow that gets
@@ -318,6 +319,40 @@ func TestWhatIsNotWitnessed(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Rules may look at each question for a name server, so none of them is witnessed, as
+// its port is before or behind NAT. What is no such question is.
+func TestQuestionsForNamesAreNotWitnessed(t *testing.T) {
+	n := newPodNode(t)
+	twins := n.twins()
+	udp := func(from, to, asTo string) flow {
+		return flow{protocol: unix.IPPROTO_UDP, from: from + ":40030", to: to, asTo: asTo}
+	}
+	ours, blues := udp(ourPod, bluePod+":53", ""), udp(bluePod, ourPod+":53", "")
+	overTCP := flow{protocol: unix.IPPROTO_TCP, from: ourPod + ":40030", to: bluePod + ":53"}
+	for name, c := range map[string]struct {
+		passage
+		witnessed int
+	}{
+		"ours":                            {passage{overlayOut, ours, ours}, 0},
+		"ours by a service":               {passage{overlayOut, udp(ourPod, serviceIP+":53", bluePod+":5353"), udp(ourPod, serviceIP+":53", bluePod+":5353")}, 0},
+		"ours by a service on other port": {passage{overlayOut, udp(ourPod, serviceIP+":5300", bluePod+":53"), udp(ourPod, serviceIP+":5300", bluePod+":53")}, 0},
+		"blue's":                          {passage{podOut, blues, blues}, 0},
+		"answers to ours":                 {passage{podOut, ours, ours.answers()}, 1},
+		"answers to blue's":               {passage{overlayOut, blues, blues.answers()}, 1},
+		"over TCP":                        {passage{overlayOut, overTCP, overTCP}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.tb = t
+			n.reset()
+			n.tracked(c.begun)
+			n.behind(twins[c.name], c.passage, c.frame(t, 100))
+			if got := n.witnesses(); got != c.witnessed {
+				t.Errorf("%d witnesses, want %d", got, c.witnessed)
+			}
+		})
 	}
 }
 

@@ -128,8 +128,8 @@ func extension(b []byte) string { return fixedString(b[extensionName:extensionRe
 
 // ruleset finds the chains in a table. A chain of a hook begins where the table
 // says so, one of a user behind an ERROR target that has its name; its verdicts
-// lead to entries by their offsets. states are those of packets that meet it.
-func (l entryLayout) ruleset(info tableInfo, b []byte, states ctState) (*ruleset, error) {
+// lead to entries by their offsets. met are the packets that meet it.
+func (l entryLayout) ruleset(info tableInfo, b []byte, met packets) (*ruleset, error) {
 	entries, err := l.split(b)
 	if err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (l entryLayout) ruleset(info tableInfo, b []byte, states ctState) (*ruleset
 		}
 		begins[int(info.hookEntry[hook])] = name
 		if slices.Contains(forwardHooks, hook) {
-			bases = append(bases, base{name, states})
+			bases = append(bases, base{name, met})
 		}
 	}
 	for _, e := range entries {
@@ -171,7 +171,7 @@ const (
 
 // rule reads an entry.
 func (l entryLayout) rule(e entry, begins map[int]string) rule {
-	r := rule{states: anyState}
+	r := rule{packets: anyPacket}
 	l.describe(&r, e.description)
 	for b := e.matches; len(b) >= sizeofTarget; {
 		size := int(native.Uint16(b))
@@ -197,10 +197,10 @@ func (l entryLayout) rule(e entry, begins map[int]string) rule {
 func (l entryLayout) describe(r *rule, b []byte) {
 	flags, inverted := b[l.flags], b[l.invflags]
 	if l.isIPv4() && flags&flagFragment != 0 && inverted == 0 {
-		r.states = 0 // fragments go through the kernel
+		r.packets = 0 // fragments go through the kernel
 	}
 	if protocol := native.Uint16(b[l.proto:]); protocol != 0 && inverted&invertProtocol == 0 {
-		r.matchProtocol(uint8(protocol))
+		r.packets &= ofProtocol(uint8(protocol))
 	}
 	for i, c := range b {
 		if i == l.flags {

@@ -77,8 +77,8 @@ func (r *nftReader) tables() ([]*ruleset, error) {
 	tables := map[string]*ruleset{}
 	var list []*ruleset
 	for _, c := range chains {
-		states := forwardStates(c)
-		if states == 0 {
+		met := forwarded(c)
+		if met == 0 {
 			continue
 		}
 		name := familyNames[c.Table.Family] + " " + c.Table.Name
@@ -87,21 +87,21 @@ func (r *nftReader) tables() ([]*ruleset, error) {
 			tables[name] = &ruleset{name: name, rules: t.rules}
 			list = append(list, tables[name])
 		}
-		tables[name].bases = append(tables[name].bases, base{c.Name, states})
+		tables[name].bases = append(tables[name].bases, base{c.Name, met})
 	}
 	return list, nil
 }
 
-// forwardStates are the states in which a packet of an established flow meets a
-// chain when it is forwarded; none if it does not.
-func forwardStates(c *nftables.Chain) ctState {
+// forwarded are the packets of established flows that meet a chain when they are
+// forwarded.
+func forwarded(c *nftables.Chain) packets {
 	if c.Hooknum == nil || c.Type == nftables.ChainTypeNAT || familyNames[c.Table.Family] == "" {
 		return 0
 	}
 	hook := int(*c.Hooknum)
 	if c.Table.Family == nftables.TableFamilyBridge {
 		if slices.Contains([]int{hookInput, hookOutput}, hook) || slices.Contains(forwardHooks, hook) {
-			return anyState // conntrack may look at bridged packets, or not
+			return anyPacket // conntrack may look at bridged packets, or not
 		}
 		return 0
 	}

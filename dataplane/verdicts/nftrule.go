@@ -26,6 +26,7 @@ const (
 	fromProtocol
 	fromTCPFlags
 	fromFragment // the field of IPv4 that has a fragment's offset
+	fromDestinationPort
 )
 
 // zeros are bits that are not set in the packets that matter.
@@ -46,12 +47,12 @@ type nftRule struct {
 	table     *nftTable
 	registers map[uint32]value
 	// byState is what a map of states leads to; the rule is then one for each.
-	byState map[ctState]verdict
+	byState map[packets]verdict
 	err     error
 }
 
 func newNFTRule(t *nftTable) *nftRule {
-	return &nftRule{rule: rule{states: anyState}, table: t, registers: map[uint32]value{}}
+	return &nftRule{rule: rule{packets: anyPacket}, table: t, registers: map[uint32]value{}}
 }
 
 // rules returns what was made.
@@ -62,7 +63,7 @@ func (r *nftRule) rules() []rule {
 	var rules []rule
 	for state, verdict := range r.byState {
 		each := r.rule
-		each.states &= state
+		each.packets &= state
 		each.verdicts = append(slices.Clone(each.verdicts), verdict)
 		rules = append(rules, each)
 	}
@@ -208,6 +209,8 @@ func (r *nftRule) payload(e *expr.Payload) {
 	switch {
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == tcpFlagsOffset && e.Len == 1:
 		from = fromTCPFlags
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2:
+		from = fromDestinationPort
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset+e.Len > 4: // behind the ports
 		r.vary(fmt.Sprintf("@th,%d,%d", e.Offset*8, e.Len*8))
 	case e.Base == payloadInner:
@@ -221,7 +224,10 @@ func (r *nftRule) payload(e *expr.Payload) {
 // networkHeader reads what field of an IPv4 or IPv6 header is loaded.
 func (r *nftRule) networkHeader(offset, size uint32) source {
 	switch [2]uint32{offset, size} {
-	case [2]uint32{9, 1}, [2]uint32{6, 1}: // ip protocol, ip6 nexthdr
+	case [2]uint32{9, 1}: // ip protocol
+		return fromProtocol
+	case [2]uint32{6, 1}: // ip6 nexthdr
+		r.conditional = true // others may come before the transport header
 		return fromProtocol
 	case [2]uint32{6, 2}:
 		return fromFragment
@@ -267,8 +273,17 @@ func (r *nftRule) cmp(e *expr.Cmp) {
 	switch {
 	case exact && v.source == fromState && len(e.Data) == 4:
 		r.matchState(v, func(b []byte) bool { return slices.Equal(b, e.Data) == equal })
-	case equal && v.source == fromProtocol && v.mask == nil && len(e.Data) == 1:
-		r.matchProtocol(e.Data[0])
+	case exact && v.source == fromProtocol && v.mask == nil && len(e.Data) == 1:
+		if same := ofProtocol(e.Data[0]); equal {
+			r.packets &= same
+		} else {
+			r.packets &^= same
+		}
+	case exact && v.source == fromDestinationPort && v.mask == nil && r.packets&^onlyUDP == 0 &&
+		slices.Equal(e.Data, []byte{dnsPort >> 8, dnsPort & 0xff}):
+		if equal {
+			r.packets = 0
+		}
 	case exact && len(zeros[v.source]) == len(e.Data):
 		r.matchBits(v, e.Data, equal)
 		r.conditional = true
@@ -280,15 +295,15 @@ func (r *nftRule) cmp(e *expr.Cmp) {
 // matchState has the rule match those states for which match is true of what is
 // in the register.
 func (r *nftRule) matchState(v value, match func([]byte) bool) {
-	for _, state := range []ctState{unseen, established} {
+	for _, state := range []packets{unseen, established} {
 		if !match(v.of(stateBytes(state))) {
-			r.states &^= state
+			r.packets &^= state
 		}
 	}
 }
 
 // stateBytes is a state in a register: the bits are those of xtables too.
-func stateBytes(state ctState) []byte {
+func stateBytes(state packets) []byte {
 	bit := uint32(xtInvalid)
 	if state == established {
 		bit = xtEstablished
@@ -317,7 +332,7 @@ func (r *nftRule) matchBits(v value, want []byte, equal bool) {
 		differs = differs || (xor^want[i])&(zero|^mask) != 0
 	}
 	if differs && equal || decided && !differs && !equal {
-		r.states = 0
+		r.packets = 0
 	}
 }
 
@@ -339,14 +354,14 @@ func (r *nftRule) lookup(e *expr.Lookup) {
 		r.matchState(v, func(b []byte) bool { return set.index(b) >= 0 != e.Invert })
 		return
 	case set.exact && v.source == fromProtocol && v.mask == nil && !e.Invert && !slices.ContainsFunc(set.keys, expressKey):
-		r.states = 0
+		r.packets = 0
 	}
 	r.conditional = true
 }
 
 // expressKey tells whether an element is a protocol of established flows, or no
 // protocol.
-func expressKey(key []byte) bool { return len(key) != 1 || expressProtocol(key[0]) }
+func expressKey(key []byte) bool { return len(key) != 1 || ofProtocol(key[0]) != 0 }
 
 // index is the number of an element, or less than zero.
 func (s nftSet) index(key []byte) int {
@@ -357,8 +372,8 @@ func (s nftSet) index(key []byte) int {
 // it can lead to.
 func (r *nftRule) lookupVerdict(set nftSet, v value) {
 	if set.exact && v.source == fromState && len(set.keys) > 0 && len(set.keys[0]) == 4 {
-		r.byState = map[ctState]verdict{}
-		for _, state := range []ctState{unseen, established} {
+		r.byState = map[packets]verdict{}
+		for _, state := range []packets{unseen, established} {
 			if i := set.index(v.of(stateBytes(state))); i >= 0 {
 				r.byState[state] = set.verdicts[i]
 			}

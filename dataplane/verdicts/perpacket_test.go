@@ -228,6 +228,20 @@ func TestNftablesRules(t *testing.T) {
 		"PingType":         {rules: "icmp type echo-request " + drops},
 		"Ports":            {rules: "meta l4proto { tcp, udp } " + drops, want: table + "limit"},
 
+		"Names":               {rules: "udp dport 53 " + drops},
+		"NamesByTCP":          {rules: "tcp dport 53 " + drops, want: table + "limit"},
+		"NamesByAnything":     {rules: "meta l4proto { tcp, udp } th dport 53 " + drops, want: table + "limit"},
+		"NoNames":             {rules: "udp dport != 53 " + drops, want: table + "limit"},
+		"AnswersOfNames":      {rules: "udp sport 53 " + drops, want: table + "limit"},
+		"AllButNames":         {rules: "meta l4proto != udp accept\nudp dport != 53 accept\n" + drops},
+		"AllButOtherPort":     {rules: "meta l4proto != udp accept\nudp dport != 54 accept\n" + drops, want: table + "limit"},
+		"AllButNamesOfTCP":    {rules: "meta l4proto != tcp accept\ntcp dport != 53 accept\n" + drops, want: table + "limit"},
+		"AllButNamesAndTCP":   {rules: "udp dport != 53 accept\n" + drops, want: table + "limit"},
+		"AllButPing":          {rules: "meta l4proto != icmp accept\n" + drops},
+		"BehindBothProtocols": {rules: "meta l4proto tcp accept\nip protocol udp accept\n" + drops, want: table + "limit"}, // of IPv6
+		"BehindEachProtocol":  {rules: "meta l4proto tcp accept\nmeta l4proto udp accept\n" + drops},
+		"BehindJumpOfTCP":     {extra: "chain x {\n accept\n}\n", rules: "meta l4proto tcp jump x\nmeta l4proto udp accept\n" + drops},
+
 		"BehindAccept":      {rules: "ct state established,related accept\n" + drops},
 		"BehindAcceptOfSet": {rules: "ct state { established, related } accept\n" + drops},
 		"BehindMap":         {rules: "ct state vmap { established : accept, related : accept, invalid : drop }\n" + drops},

@@ -5,30 +5,56 @@ import (
 	"slices"
 )
 
-// ctState is a set of what conntrack may say of a packet. Two matter here.
-type ctState uint8
+// packets is a set of those of established flows, by what conntrack may say of them
+// and by protocol.
+type packets uint8
 
+// The kinds that matter. An unseen packet is one before conntrack has looked at it,
+// which rules call invalid. UDP here is without what is sent to port 53: it goes through
+// the host's stack, packet by packet (asks_for_names in bpf/witness.h).
 const (
-	// unseen is a packet before conntrack has looked at it, which rules call
-	// invalid.
-	unseen ctState = 1 << iota
-	established
+	unseenTCP packets = 1 << iota
+	unseenUDP
+	establishedTCP
+	establishedUDP
 
-	anyState = unseen | established
+	unseen      = unseenTCP | unseenUDP
+	established = establishedTCP | establishedUDP
+	onlyTCP     = unseenTCP | establishedTCP
+	onlyUDP     = unseenUDP | establishedUDP
+	anyPacket   = unseen | established
 )
+
+// Protocols of IP whose flows express carries, and the port of UDP that it leaves.
+const (
+	protocolTCP = 6
+	protocolUDP = 17
+	dnsPort     = 53
+)
+
+// ofProtocol are the packets of one protocol, if any of them matter.
+func ofProtocol(number uint8) packets {
+	switch number {
+	case protocolTCP:
+		return onlyTCP
+	case protocolUDP:
+		return onlyUDP
+	}
+	return 0 // they all go through the kernel
+}
 
 // base is a chain that a hook calls.
 type base struct {
 	chain string
-	// states are those that a packet of an established flow may be in there.
-	states ctState
+	// packets are those of established flows that may come there.
+	packets packets
 }
 
 // rule is what matters of a rule.
 type rule struct {
-	// states are those it matches packets in; none if it matches none of an
+	// packets are those that it matches; none if it matches none of an
 	// established flow, for whatever reason.
-	states ctState
+	packets packets
 	// conditional says that it has other conditions.
 	conditional bool
 	// varies names what may treat two packets of one flow differently.
@@ -73,10 +99,10 @@ type walk struct {
 	err    error
 }
 
-// visit is a chain as met by packets in some states.
+// visit is a chain as met by some packets.
 type visit struct {
-	chain  string
-	states ctState
+	chain   string
+	packets packets
 }
 
 // perPacket names the rules that a packet of an established flow can meet and
@@ -106,9 +132,10 @@ func (w *walk) chain(v visit) (ends bool) {
 		return ends
 	}
 	w.ends[v] = false // while it is looked at
-	leaks := false
+	left, leaks := v.packets, false
 	for _, r := range w.read(v.chain) {
-		if r.states&v.states == 0 {
+		met := r.packets & left
+		if met == 0 {
 			continue
 		}
 		if len(r.varies) > 0 && w.matters(r) {
@@ -116,9 +143,12 @@ func (w *walk) chain(v visit) (ends bool) {
 				w.found = append(w.found, fmt.Sprintf("%s %s: %s", w.name, v.chain, what))
 			}
 		}
-		over, through := w.follow(r, v)
+		over, through := w.follow(r, met)
 		leaks = leaks || through
-		if over && !r.conditional && v.states&^r.states == 0 {
+		if over && !r.conditional {
+			left &^= met
+		}
+		if left == 0 {
 			w.ends[v] = !leaks
 			break
 		}
@@ -126,13 +156,13 @@ func (w *walk) chain(v visit) (ends bool) {
 	return w.ends[v]
 }
 
-// follow meets the chains that a rule leads to. It tells whether none of the
-// packets it matches goes on to the next rule, and whether some of them go on
-// behind the jump to this chain.
-func (w *walk) follow(r rule, v visit) (over, through bool) {
+// follow has packets meet the chains that a rule leads to. It tells whether none of
+// those it matches goes on to the next rule, and whether some of them go on behind the
+// jump to this chain.
+func (w *walk) follow(r rule, met packets) (over, through bool) {
 	over = len(r.verdicts) > 0
 	for _, verdict := range r.verdicts {
-		next := visit{verdict.chain, r.states & v.states}
+		next := visit{verdict.chain, met}
 		switch verdict.kind {
 		case returns:
 			through = true

@@ -24,12 +24,12 @@ func TestChangesAreWords(t *testing.T) {
 
 // Chains are read one by one, and meanwhile somebody may change where they lead.
 func TestRulesetThatLoops(t *testing.T) {
-	limits := rule{states: anyState, conditional: true, varies: []string{"limit"}}
+	limits := rule{packets: anyPacket, conditional: true, varies: []string{"limit"}}
 	r := ruleset{name: "ip t", bases: []base{{"a", established}}, rules: func(chain string) ([]rule, error) {
 		to := map[string]string{"a": "b", "b": "a"}[chain]
 		jump := limits
 		jump.verdicts = []verdict{{jumps, to}}
-		return []rule{jump, {states: anyState, verdicts: []verdict{{goesTo, to}}}}, nil
+		return []rule{jump, {packets: anyPacket, verdicts: []verdict{{goesTo, to}}}}, nil
 	}}
 	found, err := r.perPacket()
 	if err != nil || strings.Join(found, ", ") != "ip t a: limit, ip t b: limit" {
@@ -40,14 +40,14 @@ func TestRulesetThatLoops(t *testing.T) {
 // What conntrack says of a bridged packet is not known: a rule that lets the
 // established ones pass may let none pass.
 func TestRuleBehindARuleForSomeStates(t *testing.T) {
-	accepts := rule{states: established, verdicts: []verdict{{kind: terminal}}}
-	limits := rule{states: anyState, conditional: true, varies: []string{"limit"}, verdicts: []verdict{{kind: terminal}}}
-	for states, want := range map[ctState]string{anyState: "bridge t a: limit", unseen: "bridge t a: limit", established: ""} {
-		r := ruleset{name: "bridge t", bases: []base{{"a", states}}, rules: func(string) ([]rule, error) {
+	accepts := rule{packets: established, verdicts: []verdict{{kind: terminal}}}
+	limits := rule{packets: anyPacket, conditional: true, varies: []string{"limit"}, verdicts: []verdict{{kind: terminal}}}
+	for met, want := range map[packets]string{anyPacket: "bridge t a: limit", unseen: "bridge t a: limit", established: ""} {
+		r := ruleset{name: "bridge t", bases: []base{{"a", met}}, rules: func(string) ([]rule, error) {
 			return []rule{accepts, limits}, nil
 		}}
 		if found, err := r.perPacket(); strings.Join(found, ", ") != want || err != nil {
-			t.Errorf("in states %b found %q, error %v, want %q", states, found, err, want)
+			t.Errorf("met by %b found %q, error %v, want %q", met, found, err, want)
 		}
 	}
 }

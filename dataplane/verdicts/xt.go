@@ -83,7 +83,7 @@ func (r *rule) matchConntrack(revision int, info []byte) {
 
 // matchStates has a rule match packets in some states only, or in all others.
 func (r *rule) matchStates(mask uint16, invert bool) {
-	var in ctState
+	var in packets
 	if mask&xtInvalid != 0 {
 		in |= unseen
 	}
@@ -92,17 +92,17 @@ func (r *rule) matchStates(mask uint16, invert bool) {
 	}
 	switch {
 	case mask&xtNAT != 0 && invert:
-		r.states &^= in
+		r.packets &^= in
 		r.conditional = true
 	case mask&xtNAT != 0:
 		if in&established == 0 {
 			r.conditional = true
 		}
-		r.states &= in | established
+		r.packets &= in | established
 	case invert:
-		r.states &^= in
+		r.packets &^= in
 	default:
-		r.states &= in
+		r.packets &= in
 	}
 }
 
@@ -116,23 +116,8 @@ const (
 func (r *rule) matchTCP(info []byte) {
 	const mask, flags, invert, invertFlags = 9, 10, 11, 1 << 2
 	if len(info) > invert && info[invert]&invertFlags == 0 && info[mask]&info[flags]&tcpFlagsKernel != 0 {
-		r.states = 0
+		r.packets = 0
 	}
-}
-
-// matchProtocol has a rule match one protocol only.
-func (r *rule) matchProtocol(protocol uint8) {
-	r.conditional = true
-	if !expressProtocol(protocol) {
-		r.states = 0
-	}
-}
-
-// expressProtocol tells the protocols of established flows from those whose
-// packets all go through the kernel.
-func expressProtocol(protocol uint8) bool {
-	const tcp, udp = 6, 17
-	return protocol == tcp || protocol == udp
 }
 
 // target has a rule do something. A target without a name, or of a jump, is
