@@ -179,6 +179,35 @@ func (c *Cluster) StartDNS(ctx context.Context) error {
 	return c.wait(ctx, "-n kube-system rollout status deployment/coredns --timeout=300s")
 }
 
+// StartNetworkPolicies runs on every node what flannel's chart has for NetworkPolicy,
+// kube-network-policies, by its own manifest, and waits until it does.
+func (c *Cluster) StartNetworkPolicies(ctx context.Context) error {
+	c.logf("kube-network-policies")
+	found, err := lab.Programs("kube-network-policies", "kube-network-policies.yaml")
+	if err != nil {
+		return err
+	}
+	manifest, err := os.ReadFile(found["kube-network-policies.yaml"])
+	if err != nil {
+		return err
+	}
+	images := Images(string(manifest))
+	if len(images) != 1 {
+		return fmt.Errorf("%s names the images %q, want one", found["kube-network-policies.yaml"], images)
+	}
+	image, err := programImage(c.Lab.Directory(), found["kube-network-policies"], images[0], "/bin/netpol")
+	if err != nil {
+		return err
+	}
+	if err := c.Import(ctx, image); err != nil {
+		return err
+	}
+	if err := c.Apply(ctx, string(manifest)); err != nil {
+		return err
+	}
+	return c.wait(ctx, "-n kube-system rollout status daemonset/kube-network-policies --timeout=300s")
+}
+
 // wait has kubectl wait for something, and tells what there was if it was in vain.
 func (c *Cluster) wait(ctx context.Context, args string) error {
 	_, err := c.Kubectl(ctx, strings.Fields(args)...)

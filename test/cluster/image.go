@@ -166,7 +166,7 @@ func buildFlannelImages(dir, weft, flanneld, installConf string) ([]string, erro
 		return nil, err
 	}
 	var paths []string
-	for _, image := range FlannelImages(manifest) {
+	for _, image := range Images(manifest) {
 		path, err := writeImage(dir, flannel, image)
 		if err != nil {
 			return nil, err
@@ -176,8 +176,8 @@ func buildFlannelImages(dir, weft, flanneld, installConf string) ([]string, erro
 	return paths, nil
 }
 
-// FlannelImages are the images that a manifest of flannel's names.
-func FlannelImages(manifest string) []string {
+// Images are those that a manifest names, each once.
+func Images(manifest string) []string {
 	var images []string
 	for line := range strings.Lines(manifest) {
 		image, found := strings.CutPrefix(strings.TrimSpace(line), "image: ")

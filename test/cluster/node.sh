@@ -3,6 +3,9 @@
 set -e
 group=$0 kubeconfig=$1 ip=$2 kubelet=$3 proxy=$4 mode=$5 pods=$6 pause=$7 name=$8 dns=$9
 
+# As systemd leaves it: what is mounted on a node is seen by containers that ask for it.
+mount --make-rshared /
+
 # The CNI library and the kubelet have fixed places below these.
 for dir in /var/lib /var/log /etc /opt; do
 	mkdir -p /run/overlay$dir /run/work$dir

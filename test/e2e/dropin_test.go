@@ -15,7 +15,7 @@ import (
 func TestDropIn(t *testing.T) {
 	manifest, err := cluster.FlannelManifest()
 	must(t, err)
-	images := cluster.FlannelImages(manifest)
+	images := cluster.Images(manifest)
 	if len(images) != 2 {
 		t.Fatalf("flannel's manifest names %q, want two images", images)
 	}
