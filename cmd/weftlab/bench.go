@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,12 @@ func modes() []mode {
 		{name: "base", about: "pod to pod, weft with the base path alone", kind: lab.Weft, enter: accel("on base", "off express")},
 		{name: "express", about: "pod to pod, weft with all it has", kind: lab.Weft, enter: accel("on")},
 		{name: "xdp", about: "express, and packets stripped in the uplink's driver where checksums are whole (--underlay summed)", kind: lab.Weft, agent: []string{"--xdp=on"}, enter: accel("on")},
+		{name: "enforce", about: "express, and packets from who is no peer dropped", kind: lab.Weft, agent: []string{enforce}, enter: accel("on")},
+		{name: "xdp-enforce", about: "the same, in the uplink's driver (--underlay summed)", kind: lab.Weft, agent: []string{"--xdp=on", enforce}, enter: accel("on")},
 	}
 }
+
+const enforce = "--source-check=enforce"
 
 // nodes tells modes apart that can't share their nodes.
 func (m mode) nodes() string { return fmt.Sprint(m.kind, m.agent) }
@@ -94,6 +99,8 @@ type sample struct {
 	round   int
 	rate    float64
 	lost    uint64
+	// junk is how many datagrams of it were sent a second.
+	junk float64
 	// counted is how the packets went on the client's node, where weft counts.
 	counted counters
 }
@@ -138,6 +145,9 @@ func (b *bench) findFacts() ([]fact, error) {
 	rounds := strconv.Itoa(o.rounds[0])
 	if len(o.rounds) > 1 {
 		rounds += fmt.Sprintf(" in the base and %d in the rest,", o.rounds[1])
+	}
+	if slices.ContainsFunc(o.settings, func(s setting) bool { return s.junk != noJunk }) {
+		facts = append(facts, fact{"junk", fmt.Sprintf("%d datagrams a second, sent on the client's CPU", o.junkRate)})
 	}
 	return append(facts,
 		fact{"netfilter", netfilter},
@@ -314,7 +324,7 @@ func (b *bench) measure(l *lab.Lab, at setting, m mode, test workload) (sample, 
 	if err != nil {
 		return sample{}, err
 	}
-	s := sample{setting: at, test: test, mode: m.name, rate: c.rate(test), lost: c.Lost, counted: after.less(before)}
+	s := sample{setting: at, test: test, mode: m.name, rate: c.rate(test), lost: c.Lost, junk: c.junk, counted: after.less(before)}
 	if s.rate == 0 {
 		return sample{}, errors.New("nothing arrived")
 	}
@@ -348,7 +358,7 @@ func (b *bench) counters(l *lab.Lab, m mode) (counters, error) {
 }
 
 // load runs both sides of a test and returns the count that matters.
-func (b *bench) load(l *lab.Lab, s setting, m mode, test workload) (count, error) {
+func (b *bench) load(l *lab.Lab, s setting, m mode, test workload) (c count, err error) {
 	client, server, at := lab.Runner(l.Pod(1, 1)), lab.Runner(l.Pod(2, 1)), l.Pod(2, 1).IP
 	to := at
 	switch {
@@ -360,23 +370,23 @@ func (b *bench) load(l *lab.Lab, s setting, m mode, test workload) (count, error
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, b.options.time+b.options.warmUp(test)+20*time.Second)
 	defer cancel()
-	command := func(side string, at netip.Addr, cpu int) ([]string, error) {
-		self, err := os.Executable()
-		return []string{
-			// Go would interrupt a thread that runs for long.
-			"env", "GODEBUG=asyncpreemptoff=1", "taskset", "-c", fmt.Sprint(cpu), self, "load",
-			"--time", b.options.time.String(), "--warm", b.options.warmUp(test).String(),
-			side, test.name, fmt.Sprintf("%s:%d", at, testPort),
-		}, err
-	}
-	serverCommand, err := command("server", at, s.cpus-1)
+	options := []string{"--time", b.options.time.String(), "--warm", b.options.warmUp(test).String()}
+	serverCommand, err := loadCommand(s.cpus-1, "server", test.name, netip.AddrPortFrom(at, testPort), options...)
 	if err != nil {
 		return count{}, err
 	}
-	clientCommand, err := command("client", to, 0)
+	clientCommand, err := loadCommand(0, "client", test.name, netip.AddrPortFrom(to, testPort), options...)
 	if err != nil {
 		return count{}, err
 	}
+	stopJunk, err := b.startJunk(l, s)
+	if err != nil {
+		return count{}, err
+	}
+	defer func() {
+		rate, stopErr := stopJunk()
+		c.junk, err = rate, errors.Join(err, stopErr)
+	}()
 	p, err := server.Start(serverCommand...)
 	if err != nil {
 		return count{}, err
@@ -395,9 +405,16 @@ func (b *bench) load(l *lab.Lab, s setting, m mode, test workload) (count, error
 		}
 		text = strings.TrimPrefix(p.Output(), serverReady+"\n")
 	}
-	var c count
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return count{}, fmt.Errorf("reading the count %q: %w", text, err)
 	}
 	return c, nil
+}
+
+// loadCommand is the command of one side of a test, or of who sends junk, on a CPU.
+func loadCommand(cpu int, side, what string, at netip.AddrPort, options ...string) ([]string, error) {
+	self, err := os.Executable()
+	// Go would interrupt a thread that runs for long.
+	command := []string{"env", "GODEBUG=asyncpreemptoff=1", "taskset", "-c", strconv.Itoa(cpu), self, "load"}
+	return append(append(command, options...), side, what, at.String()), err
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,6 +59,8 @@ type load struct {
 	at   netip.AddrPort
 	warm time.Duration
 	time time.Duration
+	// rate is how much junk is sent a second.
+	rate int
 }
 
 // count is what one side counted, as it prints it for bench.
@@ -66,6 +69,8 @@ type count struct {
 	Bytes        uint64  `json:"bytes"`
 	Lost         uint64  `json:"lost"`
 	Seconds      float64 `json:"seconds"`
+	// junk is how many datagrams of it came by a second, as bench has it.
+	junk float64
 }
 
 // rate is the result in the workload's unit.
@@ -97,10 +102,11 @@ const (
 
 // runLoad is "weftlab load", one side of a test: bench starts it in pods.
 func runLoad(e *env, args []string) error {
-	fs := newFlags(e, "load", "[flags] client|server TEST ADDRESS:PORT", "Makes the traffic of bench.")
+	fs := newFlags(e, "load", "[flags] client|server TEST ADDRESS:PORT | junk HEX ADDRESS:PORT", "Makes the traffic of bench.")
 	var l load
 	fs.DurationVar(&l.warm, "warm", 200*time.Millisecond, "`time` before counting begins")
 	fs.DurationVar(&l.time, "time", time.Second, "`time` to count")
+	fs.IntVar(&l.rate, "rate", defaultJunkRate, "`number` of datagrams of junk a second")
 	rest, err := parseFlags(fs, args, 3)
 	if err != nil {
 		return err
@@ -108,16 +114,12 @@ func runLoad(e *env, args []string) error {
 	if len(rest) < 3 {
 		return usagef(`load: "weftlab load -h" shows how to call it`)
 	}
-	w, err := findWorkload(rest[1])
+	side, err := findSide(rest[0], rest[1])
 	if err != nil {
 		return err
 	}
 	if l.at, err = netip.ParseAddrPort(rest[2]); err != nil {
 		return usagef("load: %v", err)
-	}
-	side, ok := map[string]func(load) (count, error){"client": w.client, "server": w.server}[rest[0]]
-	if !ok {
-		return usagef("load: %q is neither client nor server", rest[0])
 	}
 
 	// Nothing but the test shall run: no other program if that can be had, and
@@ -128,9 +130,29 @@ func runLoad(e *env, args []string) error {
 	debug.SetGCPercent(-1)
 	c, err := side(l)
 	if err != nil {
-		return fmt.Errorf("%s of %s: %w", rest[0], w.name, err)
+		return fmt.Errorf("%s of %s: %w", rest[0], rest[1], err)
 	}
 	return json.NewEncoder(e.stdout).Encode(c)
+}
+
+// findSide finds what a side of a test does, or who sends junk.
+func findSide(side, what string) (func(load) (count, error), error) {
+	if side == "junk" {
+		datagram, err := hex.DecodeString(what)
+		if err != nil {
+			return nil, usagef("load: junk %q: %v", what, err)
+		}
+		return func(l load) (count, error) { return sendJunk(datagram, l) }, nil
+	}
+	w, err := findWorkload(what)
+	if err != nil {
+		return nil, err
+	}
+	do, ok := map[string]func(load) (count, error){"client": w.client, "server": w.server}[side]
+	if !ok {
+		return nil, usagef("load: %q is neither client nor server", side)
+	}
+	return do, nil
 }
 
 // announce tells bench that the server listens.

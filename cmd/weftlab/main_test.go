@@ -67,10 +67,13 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"bench --modes host,fast":              `bench: there is no mode "fast"; "weftlab bench -h" lists them`,
 		"bench --tests ping":                   `there is no test "ping"; there are TCP_RR, UDP_RR, TCP_CRR, UDP_STREAM, TCP_STREAM, TCP_STREAM8`,
 		"bench --modes a --cpus 3":             "bench: there is no mode \"a\"; \"weftlab bench -h\" lists them\nbench: --cpus has \"3\"; give 1, 2 or both, as in 1,2",
+		"bench --junk letters":                 `bench: --junk has "letters"; give some of none, vni, source, malformed`,
+		"bench --junk vni":                     `bench: --junk needs modes with an overlay; leave out host`,
 		"bench --rounds 1,2,3":                 `bench: --rounds is "1,2,3"; give a number, or one for the base and one for the rest, as in 11,5`,
 		"bench --baseline plain":               `bench: --baseline has "plain", which is not among the modes`,
 		"bench --no-netfilter --to iptables:1": `bench: --no-netfilter leaves no ClusterIP to talk to; --to must be pod`,
 		"load client TCP_RR here":              `load: not an ip:port`,
+		"load junk xyz 192.0.2.1:8472":         `load: junk "xyz": encoding/hex: invalid byte: U+0078 'x'`,
 		"load client TCP_RR":                   `load: "weftlab load -h" shows how to call it`,
 	} {
 		status, stdout, stderr := runLine(t, strings.Fields(line)...)

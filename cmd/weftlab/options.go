@@ -26,6 +26,7 @@ type benchOptions struct {
 	netfilter bool
 	weft      string
 	programs  peerPrograms
+	junkRate  int
 	csv, svg  string
 }
 
@@ -35,13 +36,13 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	about.WriteString("Measures ways for packets to go between two nodes, side by side: within each round every\n" +
 		"test is done in every mode, so that what else happens on the machine hits them all.\n\nModes:\n")
 	for _, m := range modes() {
-		fmt.Fprintf(&about, "  %-8s  %s\n", m.name, m.about)
+		fmt.Fprintf(&about, "  %-11s  %s\n", m.name, m.about)
 	}
 	about.WriteString("\nTests:\n")
 	for _, w := range workloads() {
 		fmt.Fprintf(&about, "  %-11s  %s\n", w.name, w.about)
 	}
-	about.WriteString("\nOf --underlay, --cpus, --peers and --to the first values are the base, and each other value is tried\n" +
+	about.WriteString("\nOf --underlay, --cpus, --peers, --to and --junk the first values are the base, and each other value is tried\n" +
 		"with all else as in the base; --full tries all combinations. In mode host the nodes talk to each\n" +
 		"other directly, whatever --to says.\n")
 	fs := newFlags(e, "bench", "[flags]", strings.TrimSuffix(about.String(), "\n"))
@@ -56,6 +57,8 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	cpus := fs.String("cpus", "1", "`list` of numbers of CPUs for client and server: 1 shows the cost of a transaction, 2 its latency")
 	peers := fs.String("peers", "1", "`list` of numbers of nodes that each node is told of")
 	to := fs.String("to", "pod", "`list` of what clients in pods talk to: pod, or a ClusterIP by real kube-proxy in a mode and with a number of Services, as in iptables:1 or nftables:1000")
+	junk := fs.String("junk", noJunk, "`list` of what a stranger sends to the VXLAN port of the server's node meanwhile: none, vni (a wrong one), source (an unknown one), malformed")
+	fs.IntVar(&o.junkRate, "junk-rate", defaultJunkRate, "`number` of datagrams of that a second, on the CPU of the client")
 	full := fs.Bool("full", false, "try all combinations")
 	noNetfilter := fs.Bool("no-netfilter", false, "without the rules that kube-proxy and flannel leave on a node")
 	fs.StringVar(&o.csv, "csv", "", "`file` to write every single result to")
@@ -69,7 +72,7 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	var errs [5]error
 	o.modes, errs[0] = parseModes(*modeList)
 	o.tests, errs[1] = parseTests(*testList)
-	f, err := parseFactors(*underlays, *cpus, *peers, *to)
+	f, err := parseFactors(*underlays, *cpus, *peers, *to, *junk)
 	errs[2] = err
 	o.rounds, errs[3] = parseRounds(*rounds)
 	if o.time <= 0 {
@@ -88,6 +91,9 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	if !o.netfilter && slices.ContainsFunc(o.settings, func(s setting) bool { return s.to.proxy != "" }) {
 		return o, usagef("bench: --no-netfilter leaves no ClusterIP to talk to; --to must be pod")
 	}
+	if o.hosts() && slices.ContainsFunc(o.settings, func(s setting) bool { return s.junk != noJunk }) {
+		return o, usagef("bench: --junk needs modes with an overlay; leave out host")
+	}
 	if o.needs(lab.Weft) {
 		if o.weft, err = findWeft(*weft); err != nil {
 			return o, err
@@ -100,6 +106,11 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 // needs reports whether a mode needs nodes of a kind.
 func (o benchOptions) needs(kind lab.Kind) bool {
 	return slices.ContainsFunc(o.modes, func(m mode) bool { return m.kind == kind })
+}
+
+// hosts reports whether the nodes themselves talk in a mode.
+func (o benchOptions) hosts() bool {
+	return slices.ContainsFunc(o.modes, func(m mode) bool { return m.hosts })
 }
 
 // neededPrograms are those that modes and settings lean on.

@@ -211,6 +211,9 @@ func panelTitle(s setting) string {
 	if s.peers > 1 {
 		second += fmt.Sprintf(", %d peers", s.peers)
 	}
+	if j, found := findJunk(s.junk); found {
+		second += ", junk " + j.about
+	}
 	return first + "\n" + second
 }
 

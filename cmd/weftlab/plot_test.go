@@ -31,7 +31,7 @@ func measuredBench(t *testing.T) *bench {
 	b := &bench{
 		options: benchOptions{
 			modes: chosen, tests: tests, baselines: []string{"flanneld", "host"},
-			settings: []setting{{lab.Virtual, 1, 1, target{}}, {lab.Wire, 2, 5000, target{proxyNftables, 1000}}},
+			settings: []setting{{lab.Virtual, 1, 1, target{}, noJunk}, {lab.Wire, 2, 5000, target{proxyNftables, 1000}, noJunk}},
 		},
 		facts: []fact{{"kernel", "6.18"}, {"CPU", `2 x <Fast> & "Cheap"`}},
 	}

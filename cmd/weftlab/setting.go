@@ -19,6 +19,8 @@ type setting struct {
 	// peers is the number of nodes that each node is told of.
 	peers int
 	to    target
+	// junk is what a stranger sends to the server's node meanwhile, or noJunk.
+	junk string
 }
 
 // target is what clients in pods talk to: the server's pod itself, or a
@@ -64,12 +66,16 @@ func (s setting) String() string {
 	} else {
 		b.WriteString(", client and server on one CPU")
 	}
+	if j, found := findJunk(s.junk); found {
+		fmt.Fprintf(&b, ", beside datagrams %s", j.about)
+	}
 	return b.String()
 }
 
-// world is what labs are built by: all but where client and server run.
+// world is what labs are built by: all but where client and server run, and what a
+// stranger sends.
 func (s setting) world() setting {
-	s.cpus = 0
+	s.cpus, s.junk = 0, ""
 	return s
 }
 
@@ -79,11 +85,12 @@ type factors struct {
 	cpus      []int
 	peers     []int
 	to        []target
+	junk      []string
 }
 
 // base is the setting of all first values.
 func (f factors) base() setting {
-	return setting{f.underlays[0], f.cpus[0], f.peers[0], f.to[0]}
+	return setting{f.underlays[0], f.cpus[0], f.peers[0], f.to[0], f.junk[0]}
 }
 
 // oneByOne lists the base, and those settings that differ from it in one part.
@@ -93,6 +100,11 @@ func (f factors) oneByOne() []setting {
 	for _, cpus := range f.cpus[1:] { // first, as the labs can stay
 		s := base
 		s.cpus = cpus
+		all = append(all, s)
+	}
+	for _, junk := range f.junk[1:] {
+		s := base
+		s.junk = junk
 		all = append(all, s)
 	}
 	for _, underlay := range f.underlays[1:] {
@@ -119,7 +131,9 @@ func (f factors) combinations() (all []setting) {
 		for _, to := range f.to {
 			for _, peers := range f.peers {
 				for _, cpus := range f.cpus {
-					all = append(all, setting{underlay, cpus, peers, to})
+					for _, junk := range f.junk {
+						all = append(all, setting{underlay, cpus, peers, to, junk})
+					}
 				}
 			}
 		}
@@ -128,8 +142,8 @@ func (f factors) combinations() (all []setting) {
 }
 
 // parseFactors reads the lists of the command line.
-func parseFactors(underlays, cpus, peers, to string) (f factors, err error) {
-	var errs [4]error
+func parseFactors(underlays, cpus, peers, to, junk string) (f factors, err error) {
+	var errs [5]error
 	f.underlays, errs[0] = parseList(underlays, func(word string) (lab.Underlay, error) {
 		if u := lab.Underlay(word); u == lab.Virtual || u == lab.Wire || u == lab.Summed {
 			return u, nil
@@ -149,6 +163,7 @@ func parseFactors(underlays, cpus, peers, to string) (f factors, err error) {
 		return 0, usagef("bench: --peers has %q; give numbers from 1 to %d, as in 1,5000", word, mostPeers)
 	})
 	f.to, errs[3] = parseList(to, parseTarget)
+	f.junk, errs[4] = parseList(junk, parseJunk)
 	return f, errors.Join(errs[:]...)
 }
 

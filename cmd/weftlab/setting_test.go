@@ -16,7 +16,7 @@ import (
 
 func mustFactors(t *testing.T) factors {
 	t.Helper()
-	f, err := parseFactors("virtual,wire", "1,2", "1,1000,5000", "pod,iptables:1,nftables:1000")
+	f, err := parseFactors("virtual,wire", "1,2", "1,1000,5000", "pod,iptables:1,nftables:1000", "none,source")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,6 +32,7 @@ func TestSettingsDifferFromTheBaseInOnePart(t *testing.T) {
 	want := []string{
 		"virtual underlay, pod to pod, client and server on one CPU",
 		"virtual underlay, pod to pod, client and server on a CPU each",
+		"virtual underlay, pod to pod, client and server on one CPU, beside datagrams from an unknown source",
 		"wire underlay, pod to pod, client and server on one CPU",
 		"virtual underlay, pod to pod, 1000 peers, client and server on one CPU",
 		"virtual underlay, pod to pod, 5000 peers, client and server on one CPU",
@@ -46,7 +47,7 @@ func TestSettingsDifferFromTheBaseInOnePart(t *testing.T) {
 func TestAllCombinationsBeginWithTheBaseAndAreDifferent(t *testing.T) {
 	f := mustFactors(t)
 	all := f.combinations()
-	if len(all) != 2*2*3*3 || all[0] != f.base() {
+	if len(all) != 2*2*3*3*2 || all[0] != f.base() {
 		t.Errorf("%d settings, the first %s", len(all), all[0])
 	}
 	seen := map[setting]bool{}
@@ -66,18 +67,19 @@ func TestAllCombinationsBeginWithTheBaseAndAreDifferent(t *testing.T) {
 }
 
 func TestListsThatCannotBeUnderstood(t *testing.T) {
-	for _, lists := range [][4]string{
-		{"both", "1", "1", "pod"},
-		{"virtual", "0", "1", "pod"},
-		{"virtual", "1", "0", "pod"},
-		{"virtual", "1", "20001", "pod"},
-		{"virtual", "1,1", "1", "pod"},
-		{"virtual", "1", "1", ""},
-		{"virtual", "1", "1", "iptables"},
-		{"virtual", "1", "1", "ipvs:1"},
-		{"virtual", "1", "1", "iptables:0"},
+	for _, lists := range [][5]string{
+		{"both", "1", "1", "pod", "none"},
+		{"virtual", "0", "1", "pod", "none"},
+		{"virtual", "1", "0", "pod", "none"},
+		{"virtual", "1", "20001", "pod", "none"},
+		{"virtual", "1,1", "1", "pod", "none"},
+		{"virtual", "1", "1", "", "none"},
+		{"virtual", "1", "1", "iptables", "none"},
+		{"virtual", "1", "1", "ipvs:1", "none"},
+		{"virtual", "1", "1", "iptables:0", "none"},
+		{"virtual", "1", "1", "pod", "letters"},
 	} {
-		if f, err := parseFactors(lists[0], lists[1], lists[2], lists[3]); err == nil {
+		if f, err := parseFactors(lists[0], lists[1], lists[2], lists[3], lists[4]); err == nil {
 			t.Errorf("%q was understood as %+v", lists, f)
 		}
 	}

@@ -50,6 +50,20 @@ func (b *bench) writeTable(w io.Writer, s setting) {
 	fmt.Fprintf(w, "\nTimes: geometric mean of the ratios within each round, with the 95 %% interval by Student's t\n"+
 		"over their logarithms. Express/base: median shares of the packets on the client's node that took\n"+
 		"each path, warm-up included; the others took the kernel's.\n")
+	if rates := b.junkRates(s); s.junk != noJunk {
+		fmt.Fprintf(w, "Junk: %s to %s datagrams a second were sent.\n", number(slices.Min(rates)), number(slices.Max(rates)))
+	}
+}
+
+// junkRates are how many datagrams of junk were sent a second, measurement by
+// measurement.
+func (b *bench) junkRates(at setting) (rates []float64) {
+	for _, s := range b.samples {
+		if s.setting == at {
+			rates = append(rates, s.junk)
+		}
+	}
+	return rates
 }
 
 // ratio compares a mode with another one.
@@ -130,7 +144,7 @@ func (b *bench) writeFiles() error {
 
 // writeCSV writes every single result.
 func (b *bench) writeCSV(w io.Writer) error {
-	rows := [][]string{{"underlay", "cpus", "peers", "to", "test", "mode", "round", "rate", "unit", "lost", "express", "base"}}
+	rows := [][]string{{"underlay", "cpus", "peers", "to", "junk", "test", "mode", "round", "rate", "unit", "lost", "express", "base"}}
 	for _, s := range b.samples {
 		express, base := "", ""
 		if s.counted.all() > 0 {
@@ -139,7 +153,7 @@ func (b *bench) writeCSV(w io.Writer) error {
 		}
 		at := s.setting
 		rows = append(rows, []string{
-			string(at.underlay), strconv.Itoa(at.cpus), strconv.Itoa(at.peers), at.to.String(),
+			string(at.underlay), strconv.Itoa(at.cpus), strconv.Itoa(at.peers), at.to.String(), at.junk,
 			s.test.name, s.mode, strconv.Itoa(s.round),
 			strconv.FormatFloat(s.rate, 'f', 3, 64), s.test.unit, strconv.FormatUint(s.lost, 10), express, base,
 		})
