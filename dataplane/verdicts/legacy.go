@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unsafe"
@@ -213,6 +214,11 @@ func (l *legacyTables) close() {
 			l.families[i].fd = -1
 		}
 	}
+}
+
+// possible tells whether the kernel has what tables are made by.
+func (l *legacyTables) possible() bool {
+	return slices.ContainsFunc(l.families, func(f legacyTablesOf) bool { return f.names.fd >= 0 })
 }
 
 // changed looks at the tables, and tells whether they are others than the last

@@ -43,6 +43,9 @@ const (
 	// pollInterval is short enough for what is polled to be seen within 100 ms.
 	// Where legacy tables are large their entries are read less often.
 	pollInterval = 50 * time.Millisecond
+	// settingsInterval is how often to read settings, in polls: they are many, and
+	// hardly ever change.
+	settingsInterval = 10
 	// openInterval is how often to look whether there is more to be polled: a
 	// module may have been loaded.
 	openInterval = time.Second
@@ -59,10 +62,11 @@ type Watcher struct {
 	readable syscall.RawConn
 
 	// What is polled, under pollMu.
-	pollMu   sync.Mutex
-	nextPoll time.Time
-	nextOpen time.Time
-	settings settings
+	pollMu       sync.Mutex
+	nextPoll     time.Time
+	nextSettings time.Time
+	nextOpen     time.Time
+	settings     settings
 	tables   legacyTables
 	ebtables []string // what of them can't be watched
 
@@ -213,9 +217,18 @@ func (w *Watcher) look() (changes Changes, err error) {
 			return changes, err
 		}
 		changes |= seen
-		w.nextPoll = now.Add(w.opts.Poll)
+		w.nextPoll = w.afterPoll(now)
 	}
 	return changes, nil
+}
+
+// afterPoll is when the next poll is due: where there can be no legacy tables, for the
+// settings alone.
+func (w *Watcher) afterPoll(now time.Time) time.Time {
+	if w.tables.possible() {
+		return now.Add(w.opts.Poll)
+	}
+	return w.nextSettings
 }
 
 // sleep waits until something is told, it is time to poll, or the end.
@@ -257,8 +270,11 @@ func (w *Watcher) poll() (changes Changes, err error) {
 			return 0, err
 		}
 	}
-	if w.settings.changed() {
-		changes |= Settings
+	if now := time.Now(); !now.Before(w.nextSettings) {
+		w.nextSettings = now.Add(settingsInterval * w.opts.Poll)
+		if w.settings.changed() {
+			changes |= Settings
+		}
 	}
 	if w.tables.changed() {
 		changes |= Iptables
