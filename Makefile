@@ -77,7 +77,7 @@ BENCH_JUNK := --modes flanneld,express,enforce,xdp-enforce --tests TCP_RR --roun
 	--underlay summed --junk none,vni,source,malformed
 
 .PHONY: bench
-bench: build ## Measure weft against stock flanneld and the host, within an hour (root; FULL=1, ARGS=)
+bench: build ## Measure weft against stock flanneld and the host, in about an hour (root; FULL=1, ARGS=)
 	test/prerequisites bench
 	programs=$$(test/peers flanneld etcd kube-apiserver kube-proxy)
 	mkdir -p bin/bench
