@@ -67,8 +67,8 @@ type Watcher struct {
 	nextSettings time.Time
 	nextOpen     time.Time
 	settings     settings
-	tables   legacyTables
-	ebtables []string // what of them can't be watched
+	tables       legacyTables
+	ebtables     []string // what of them can't be watched
 
 	closed atomic.Bool
 
