@@ -132,6 +132,9 @@ func (p *pulse) follow(ctx context.Context, w watcher) {
 	var settle time.Time // when the second move is due
 	var more bool        // there were changes since the first
 	for ctx.Err() == nil {
+		if more {
+			time.Sleep(min(gatherTime, time.Until(settle)))
+		}
 		wait := beatInterval
 		if !settle.IsZero() {
 			wait = max(0, min(wait, time.Until(settle)))
@@ -160,7 +163,6 @@ func (p *pulse) follow(ctx context.Context, w watcher) {
 			settle = time.Time{}
 		case changes != 0:
 			more = true
-			time.Sleep(min(gatherTime, time.Until(settle)))
 		}
 		p.checkConntrack()
 		p.beat()
