@@ -95,43 +95,48 @@ func mustBeTracked(t lab.Test, w world, port uint16, want string) {
 func shortConnections(t lab.Test, w world) {
 	const connections = 5000
 	client, server := w.pod(1, 1), w.pod(2, 1)
-	l, port := mustListenTCP(t, server)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				io.Copy(conn, conn)
-			}()
-		}
-	}()
+	port := mustAnswer(t, server)
 	withoutInvalid(t, w, func() {
 		var err error
-		w.mustSome(t, func() {
-			err = client.Do(func() error {
-				for i := range connections {
-					conn, err := net.DialTimeout("tcp4", at(server, port).String(), answerTime)
-					if err != nil {
-						return err
-					}
-					c := &talk{Conn: conn}
-					err = c.ask(1 + i%5/4*15) // every fifth lasts long enough for express
-					conn.Close()
-					if err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-		})
+		w.mustSome(t, func() { err = connectShortly(client, at(server, port), connections, 0) })
 		if err != nil {
 			t.Error(err)
 		}
 	})
 	mustBeTracked(t, w, port, fmt.Sprintf("%d TIME_WAIT", connections))
+}
+
+// mustAnswer listens for connections that echo, however many they are.
+func mustAnswer(t lab.Test, at place) (port uint16) {
+	t.Helper()
+	l, port := mustListenTCP(t, at)
+	go echoConnections(l)
+	return port
+}
+
+// connectShortly makes connections one after the other, from ports that begin with a
+// given one, or from any (0). Four of five end after a question, one lasts long enough
+// for express.
+func connectShortly(from place, to netip.AddrPort, connections, firstPort int) error {
+	return from.Do(func() error {
+		for i := range connections {
+			d := net.Dialer{Timeout: answerTime}
+			if firstPort > 0 {
+				d.LocalAddr = &net.TCPAddr{Port: firstPort + i}
+			}
+			conn, err := d.Dial("tcp4", to.String())
+			if err != nil {
+				return err
+			}
+			c := &talk{Conn: conn}
+			err = c.ask(1 + i%5/4*15)
+			conn.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // One end says that it has nothing more to send, the other goes on.

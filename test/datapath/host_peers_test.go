@@ -27,18 +27,21 @@ func mustEcho(tb testing.TB, p *lab.Pod, port uint16) {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn) // the client sees what is missing
-			}()
+	go echoConnections(listener)
+}
+
+// echoConnections sends back what comes, until the listener is closed.
+func echoConnections(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
 		}
-	}()
+		go func() {
+			defer conn.Close()
+			_, _ = io.Copy(conn, conn) // the client sees what is missing
+		}()
+	}
 }
 
 // mustTalk makes small requests over one connection, and then sends more than
