@@ -35,7 +35,8 @@ import (
 // Options say how a Watcher watches. The zero value will do.
 type Options struct {
 	Log *slog.Logger
-	// Poll is how often to look at what sends no event, pollInterval by default.
+	// Poll is how often to look at legacy tables, which send no event, pollInterval by
+	// default. Settings are read once in pollsPerSettings of it.
 	Poll time.Duration
 }
 
@@ -43,9 +44,9 @@ const (
 	// pollInterval is short enough for what is polled to be seen within 100 ms.
 	// Where legacy tables are large their entries are read less often.
 	pollInterval = 50 * time.Millisecond
-	// settingsInterval is how often to read settings, in polls: they are many, and
+	// pollsPerSettings is in how many polls settings are read once: they are many, and
 	// hardly ever change.
-	settingsInterval = 10
+	pollsPerSettings = 10
 	// openInterval is how often to look whether there is more to be polled: a
 	// module may have been loaded.
 	openInterval = time.Second
@@ -271,7 +272,7 @@ func (w *Watcher) poll() (changes Changes, err error) {
 		}
 	}
 	if now := time.Now(); !now.Before(w.nextSettings) {
-		w.nextSettings = now.Add(settingsInterval * w.opts.Poll)
+		w.nextSettings = now.Add(pollsPerSettings * w.opts.Poll)
 		if w.settings.changed() {
 			changes |= Settings
 		}

@@ -206,7 +206,7 @@ func TestBridgeNetfilterIsSeen(t *testing.T) {
 		n.Run(t, fmt.Sprintf("sysctl -w net.bridge.%s=%d", name, 1-int(value[0]-'0')))
 		mustSee(t, w, Settings)
 	}
-	mustSeeNothing(t, w, 2*settingsInterval*pollInterval)
+	mustSeeNothing(t, w, 2*pollsPerSettings*pollInterval)
 }
 
 // What the packet path adds to a set, and time takes out, is no change of the
@@ -373,7 +373,7 @@ func TestOtherNamespacesAreNotHeard(t *testing.T) {
 	other := newNode(t)
 	other.Run(t, "ip route add blackhole 10.8.0.0/16", "nft add table ip t", "iptables-legacy -A FORWARD -j DROP",
 		"sysctl -w net.ipv4.conf.all.route_localnet=1", "ip xfrm policy add src 10.3.0.0/16 dst 10.4.0.0/16 dir fwd action block")
-	mustSeeNothing(t, w, 2*settingsInterval*pollInterval)
+	mustSeeNothing(t, w, 2*pollsPerSettings*pollInterval)
 }
 
 // A module brings its files when it is loaded, and takes them when it goes.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +103,8 @@ func clusterIPByNft(t lab.Test, w world) {
 // service's address where the pod has said its own; the connection for the data, to
 // which they lead, is translated as the control connection is. n2 knows of no helper.
 func ftpService(t lab.Test, w world) {
+	// Nothing loads the half that translates, where it is a module; else it is there.
+	_ = exec.CommandContext(t.Context(), "modprobe", "--quiet", "nf_nat_ftp").Run()
 	client, server := w.pod(1, 1), w.pod(2, 1)
 	control, controlPort := mustListenTCP(t, server)
 	data, dataPort := mustListenTCP(t, server)
