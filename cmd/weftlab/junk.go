@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/test/lab"
@@ -40,7 +41,7 @@ type junk struct {
 var junks = []junk{
 	{"vni", "with a wrong VNI", 4711, 0},
 	{"source", "from an unknown source", 1, 0},
-	{"malformed", "without a whole inner header", 1, 30},
+	{"malformed", "without a whole inner header", 1, 40},
 }
 
 // findJunk finds one by its name.
@@ -66,36 +67,20 @@ func parseJunk(word string) (string, error) {
 
 // datagram is a VXLAN datagram's payload (RFC 7348, 5): a frame to a VTEP with an
 // inner datagram to a pod, from an address that no pod has.
-func (j junk) datagram(vtep net.HardwareAddr, pod netip.Addr) []byte {
-	const vni = 1 << 3 // the I flag
-	b := binary.BigEndian.AppendUint32([]byte{vni, 0, 0, 0}, j.vni<<8)
-	b = append(b, vtep...)
-	b = append(b, 0x0a, 0x58, 0x0a, 0xf4, 0x63, 0) // locally administered
-	b = append(b, 0x08, 0x00)                      // IPv4
-
-	const payload = 22
-	udp := binary.BigEndian.AppendUint16(nil, 40000)
-	udp = binary.BigEndian.AppendUint16(udp, 9) // discard
-	udp = binary.BigEndian.AppendUint16(udp, 8+payload)
-	udp = append(udp, make([]byte, 2+payload)...) // no checksum
-
-	ip := []byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 10, 244, 99, 7}
-	ip = append(ip, pod.AsSlice()...)
-	binary.BigEndian.PutUint16(ip[10:], headerChecksum(ip))
-	b = append(append(b, ip...), udp...)
-	return b[:len(b)-min(j.cut, len(b))]
-}
-
-// headerChecksum is that of an IPv4 header whose own is zero (RFC 791).
-func headerChecksum(header []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(header); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(header[i:]))
+func (j junk) datagram(vtep net.HardwareAddr, pod netip.Addr) ([]byte, error) {
+	stranger := net.HardwareAddr{0x0a, 0x58, 0x0a, 0xf4, 0x63, 0} // locally administered
+	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IPv4(10, 244, 99, 7), DstIP: pod.AsSlice()}
+	udp := &layers.UDP{SrcPort: 40000, DstPort: 9} // discard
+	if err := udp.SetNetworkLayerForChecksum(ip); err != nil {
+		return nil, err
 	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
+	buffer := gopacket.NewSerializeBuffer()
+	err := gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		&layers.VXLAN{ValidIDFlag: true, VNI: j.vni},
+		&layers.Ethernet{SrcMAC: stranger, DstMAC: vtep, EthernetType: layers.EthernetTypeIPv4},
+		ip, udp, gopacket.Payload(make([]byte, 22)))
+	b := buffer.Bytes()
+	return b[:len(b)-min(j.cut, len(b))], err
 }
 
 // startJunk has a stranger in the underlay send junk to the server's node. What it
@@ -109,13 +94,16 @@ func (b *bench) startJunk(l *lab.Lab, s setting) (stop func() (rate float64, err
 	node := l.Node(2)
 	var overlay *net.Interface
 	if err := node.Do(func() error {
-		overlay, err = net.InterfaceByName(overlayDevice)
+		overlay, err = net.InterfaceByName(node.Overlay())
 		return err
 	}); err != nil {
-		return nil, fmt.Errorf("%s of %s: %w", overlayDevice, node, err)
+		return nil, fmt.Errorf("%s of %s: %w", node.Overlay(), node, err)
 	}
-	what := fmt.Sprintf("%x", j.datagram(overlay.HardwareAddr, l.Pod(2, 1).IP))
-	command, err := loadCommand(0, "junk", what, netip.AddrPortFrom(node.IP, vxlanPort), "--rate", strconv.Itoa(b.options.junkRate))
+	datagram, err := j.datagram(overlay.HardwareAddr, l.Pod(2, 1).IP)
+	if err != nil {
+		return nil, err
+	}
+	command, err := loadCommand(0, "junk", fmt.Sprintf("%x", datagram), netip.AddrPortFrom(node.IP, l.Options.Port), "--rate", strconv.Itoa(b.options.junkRate))
 	if err != nil {
 		return nil, err
 	}
@@ -134,12 +122,6 @@ func (b *bench) startJunk(l *lab.Lab, s setting) (stop func() (rate float64, err
 		return float64(sent.Transactions) / sent.Seconds, nil
 	}, nil
 }
-
-// vxlanPort and overlayDevice are flannel's.
-const (
-	vxlanPort     = 8472
-	overlayDevice = "flannel.1"
-)
 
 // sendJunk sends a datagram so many times a second, until it is told to end.
 func sendJunk(datagram []byte, l load) (c count, err error) {
