@@ -167,7 +167,7 @@ func TestEveryResultIsInTheCSV(t *testing.T) {
 	if err != nil || len(rows) != 1+len(b.samples) {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
-	want := "wire 2 5000 nftables:1000 TCP_STREAM base 3 5.000 Gbit/s 0 0.6000 0.2000"
+	want := "wire 2 5000 nftables:1000 none TCP_STREAM base 3 5.000 Gbit/s 0 0.6000 0.2000"
 	if got := strings.Join(rows[len(rows)-1], " "); got != want {
 		t.Errorf("the last row is %q, want %q", got, want)
 	}

@@ -63,12 +63,15 @@ func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
 				}
 				t.Logf("%s: %d packets, %d bytes there, %d packets, %d bytes back", load.name, c1.TxPackets, c1.TxBytes, c2.TxPackets, c2.TxBytes)
 			}
-			least := uint64(100) // of the kernel path, which is in use while acceleration is off
+			// Either way: fragments and aggregates ride base, as
+			// many as a busy machine gets to send, and all that is sent while
+			// acceleration is off takes the kernel's path.
+			least := uint64(100)
 			if name == "XDP" {
 				least = 10 // the driver leaves the kernel little to receive
 			}
 			for _, n := range l.Nodes {
-				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets) < 1000 || min(c.kernel.TxPackets, c.kernel.RxPackets) < least {
+				if c := mustCarried(t, n, n.Peers()[0]); min(c.base.TxPackets, c.base.RxPackets) < 100 || min(c.kernel.TxPackets, c.kernel.RxPackets) < least {
 					t.Errorf("%s did not use both paths both ways: %+v", n, c)
 				}
 			}
