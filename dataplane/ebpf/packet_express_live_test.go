@@ -33,7 +33,14 @@ type liveNode struct {
 
 func newLive(t *testing.T, lines ...string) *liveNode {
 	t.Helper()
+	return newLiveAt(t, false, lines...)
+}
+
+// newLiveAt is newLive, with a program in the driver too if xdp says so.
+func newLiveAt(t *testing.T, xdp bool, lines ...string) *liveNode {
+	t.Helper()
 	w := newWired(t)
+	w.xdp = xdp
 	l := &liveNode{wired: w, pod: netns.New(t)}
 	netns.Connect(t, w.NS, "cali5", l.pod, "eth0")
 	w.Run(

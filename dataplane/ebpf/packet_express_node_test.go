@@ -295,32 +295,39 @@ func (n *node) tracked(flows ...flow) {
 // begin shows conntrack the first packets of a flow, both ways.
 func (n *node) begin(f flow) {
 	n.tb.Helper()
-	if f.protocol == unix.IPPROTO_UDP {
-		n.show(f, nil)
-		n.show(f.answers(), nil)
-		return
-	}
-	const fin, syn, ack = 1, 2, 0x10
-	n.show(f, []byte{syn, 0, 0, 0x03, 0xe7, 0, 0, 0, 0})
-	n.show(f.answers(), []byte{syn | ack, 0, 0, 0x07, 0xcf, 0, 0, 0x03, 0xe8})
-	n.show(f, []byte{ack, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0})
+	f.begin(n.show)
 }
 
-// show hands a packet of a flow to the node's netfilter; tcp is its flags, then
-// sequence and acknowledgement.
+// begin hands the first packets of a flow, both ways, to show; tcp is as in first.
+func (f flow) begin(show func(f flow, tcp []byte)) {
+	if f.protocol == unix.IPPROTO_UDP {
+		show(f, nil)
+		show(f.answers(), nil)
+		return
+	}
+	const syn, ack = 2, 0x10
+	show(f, []byte{syn, 0, 0, 0x03, 0xe7, 0, 0, 0, 0})
+	show(f.answers(), []byte{syn | ack, 0, 0, 0x07, 0xcf, 0, 0, 0x03, 0xe8})
+	show(f, []byte{ack, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0})
+}
+
+// first is a packet that a flow begins with; tcp is its flags, then sequence and
+// acknowledgement.
+func (f flow) first(src, dst string, tcp []byte) []byte {
+	if tcp == nil {
+		return mustFrame(f.packet(src, dst, 10))
+	}
+	frame := mustFrame(f.packet(src, dst, 0))
+	copy(frame[atIP+20+13:], tcp[:1])
+	copy(frame[atIP+20+4:], tcp[1:])
+	sumTransport(frame[atIP:])
+	return frame
+}
+
+// show hands a packet of a flow to the node's netfilter; tcp is as in first.
 func (n *node) show(f flow, tcp []byte) {
 	n.tb.Helper()
-	size := 0
-	if tcp == nil {
-		size = 10
-	}
-	frame := f.packet("02:00:00:00:00:78", trackMAC, size).bytes(n.tb)
-	if tcp != nil {
-		copy(frame[atIP+20+13:], tcp[:1])
-		copy(frame[atIP+20+4:], tcp[1:])
-		sumTransport(frame[atIP:])
-	}
-	n.track.send(frame)
+	n.track.send(f.first("02:00:00:00:00:78", trackMAC, tcp))
 	if n.drain.next(soon, isIPv4) == nil {
 		n.tb.Fatalf("a packet of %+v did not come through netfilter", f)
 	}

@@ -131,6 +131,15 @@ func (n *node) sync() (misfits Misfits) {
 // Sync wrote it, every peer freshly proven, no aggregate remembered.
 func (n *node) reset() {
 	n.tb.Helper()
+	n.refresh()
+	if n.express != nil {
+		n.resetExpress()
+	}
+}
+
+// refresh is reset for a node whose flows go on.
+func (n *node) refresh() {
+	n.tb.Helper()
 	n.inForce(func(*weftInForce) {})
 	n.put(n.accel.objects.Devices, uint32(weftDeviceDEVICE_OVERLAY), n.overlay)
 	n.put(n.accel.objects.Devices, uint32(weftDeviceDEVICE_UPLINK), n.uplink)
@@ -141,9 +150,6 @@ func (n *node) reset() {
 	}
 	n.setAggregates(n.accel.objects.LeftFlows, 0)
 	n.put(n.accel.objects.NotesRead, uint32(0), fresh())
-	if n.express != nil {
-		n.resetExpress()
-	}
 }
 
 // inForce changes what Sync wrote to the map runtime.
