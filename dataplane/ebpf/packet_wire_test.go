@@ -41,7 +41,7 @@ func newWired(t *testing.T) *wired {
 			"ip link set lo up",
 		)
 	}
-	netns.Connect(t, w.NS, "eth0", w.b, "eth0")
+	netns.Cable(t, w.NS, "eth0", w.b, "eth0")
 	netns.Connect(t, w.NS, "eth1", w.b, "eth1")
 	setUp := func(ns *netns.NS, uplinkMAC, ip, side, mac, vtep, peerIP, peerMAC, peerVTEP, peerPrefix, prefix string) {
 		ns.Run(

@@ -91,10 +91,12 @@ const (
 	// Summed is Wire with whole checksums, which each node computes: a driver that
 	// strips packets leaves those alone whose checksums are still open.
 	Summed Underlay = "summed"
+	// Cards are network cards of the machine: Options.Cards.
+	Cards Underlay = "cards"
 )
 
 // underlays are all kinds.
-var underlays = []Underlay{Virtual, Wire, Summed}
+var underlays = []Underlay{Virtual, Wire, Summed, Cards}
 
 // Options say what a lab looks like. The zero value is two bare nodes with one
 // pod each on a virtual underlay.
@@ -111,6 +113,9 @@ type Options struct {
 	Kinds []Kind `json:"kinds"`
 	// Underlay is Virtual by default.
 	Underlay Underlay `json:"underlay"`
+	// Cards are the nodes' uplinks in an underlay of cards, one for each: devices
+	// of the machine that are cabled to each other and that nobody uses.
+	Cards []string `json:"cards,omitempty"`
 	// Families is IPv4 by default.
 	Families Families `json:"families"`
 	// Store is StoreFiles by default.
@@ -205,6 +210,7 @@ func (o Options) defaults() (Options, error) {
 		wrong("nodes of kind %s need flanneld and etcd: give both", Flanneld)
 	}
 	errs = append(errs, o.storeFaults()...)
+	errs = append(errs, o.cardFaults()...)
 	if slices.Contains(o.Kinds, Weft) && o.Binary == "" {
 		wrong("nodes of kind %s need the weft program: give Binary", Weft)
 	}
@@ -319,6 +325,9 @@ func (l *Lab) build(ctx context.Context) error {
 		if err := n.build(ctx); err != nil {
 			return fmt.Errorf("node %s: %w", n, err)
 		}
+	}
+	if err := l.waitForCards(ctx); err != nil {
+		return err
 	}
 	if err := l.buildStore(ctx); err != nil {
 		return err

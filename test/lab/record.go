@@ -183,6 +183,7 @@ func (r *record) remove() error {
 func (r *record) removeLab() error {
 	return errors.Join(
 		r.endProcesses(),
+		r.Options.releaseCards(),
 		removeNamespaces(r.Options.Name+"-"),
 		os.RemoveAll(r.directory()),
 	)

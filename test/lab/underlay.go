@@ -48,6 +48,9 @@ func (l *Lab) Gateway() netip.Addr {
 // plugIn joins a node's eth0 to the underlay. The other end is a port of br0
 // that has the node's name.
 func (n *Node) plugIn(ctx context.Context) error {
+	if n.lab.Options.Underlay == Cards {
+		return n.plugInCard(ctx)
+	}
 	mtu := n.lab.Options.MTU
 	if err := n.lab.Underlay.ip(ctx,
 		fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s", n.name, mtu, mtu, macOf(n.IP), n.netns),

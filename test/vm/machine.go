@@ -23,6 +23,7 @@ type machine struct {
 	accel   string
 	memory  string
 	cpus    int
+	cards   int // network cards, each two of them cabled to each other
 	verbose bool
 }
 
@@ -52,7 +53,7 @@ func (m *machine) boot(ctx context.Context, vmlinux string, initrd []byte) (int,
 	}
 	defer stopSharing()
 
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", append(m.cardArguments(),
 		"-accel", m.accel, "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", m.memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", vmlinux, "-initrd", initrdFile,
@@ -63,7 +64,7 @@ func (m *machine) boot(ctx context.Context, vmlinux string, initrd []byte) (int,
 		"-object", "memory-backend-memfd,id=memory,share=on,size="+m.memory, "-numa", "node,memdev=memory",
 		"-chardev", "socket,id=root,path="+socket,
 		"-device", "vhost-user-fs-pci,chardev=root,tag="+shareTag,
-	)
+	)...)
 	qemu.Stdout, qemu.Stderr = os.Stdout, os.Stderr
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runErr := qemu.Run()
@@ -75,6 +76,25 @@ func (m *machine) boot(ctx context.Context, vmlinux string, initrd []byte) (int,
 		fmt.Fprintf(os.Stderr, "--- console of the machine\n%s---\n", console)
 	}
 	return status, err
+}
+
+// cardArguments give the machine its cards.
+func (m *machine) cardArguments() (all []string) {
+	for i := range m.cards {
+		all = append(all,
+			"-netdev", fmt.Sprintf("hubport,id=card%d,hubid=%d", i, i/2),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=card%d,romfile=", i))
+	}
+	return all
+}
+
+// cardNames are those that the kernel gives to cards, separated by commas.
+func (m *machine) cardNames() string {
+	var names []string
+	for i := range m.cards {
+		names = append(names, fmt.Sprint("eth", i))
+	}
+	return strings.Join(names, ",")
 }
 
 // verdict finds out how the command ended, or why nobody knows.

@@ -70,6 +70,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	)
 	flags.StringVar(&m.memory, "memory", "1G", "memory of the machine; what the command writes lives in it too")
 	flags.IntVar(&m.cpus, "cpus", 1, "processors of the machine")
+	flags.IntVar(&m.cards, "cards", 0, "virtio `network cards` of the machine: each two are cabled to each other; WEFT_CARDS names them to the command")
 	flags.StringVar(&m.accel, "accel", "tcg", "qemu accelerator: tcg works everywhere, kvm is faster where it works")
 	flags.BoolVar(&m.verbose, "console", false, "show the kernel's console even when all goes well")
 	flags.Usage = func() {
@@ -94,6 +95,10 @@ func run(ctx context.Context, args []string) (int, error) {
 		fmt.Errorf("not finished after %v (-timeout)", *timeout))
 	defer cancel()
 
+	env, load := weftEnv(), *extra
+	if m.cards > 0 {
+		env, load = append(env, "WEFT_CARDS="+m.cardNames()), load+",virtio_net"
+	}
 	k, err := findKernel(ctx, *series)
 	if err != nil {
 		return machineFailed, err
@@ -105,8 +110,8 @@ func run(ctx context.Context, args []string) (int, error) {
 	initrd, err := k.initrd(ctx, job{
 		Command: flags.Args(),
 		Dir:     dir,
-		Env:     weftEnv(),
-		Modules: strings.FieldsFunc(*extra, func(r rune) bool { return r == ',' }),
+		Env:     env,
+		Modules: strings.FieldsFunc(load, func(r rune) bool { return r == ',' }),
 		Kernel:  k.dir,
 	})
 	if err != nil {

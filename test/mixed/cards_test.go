@@ -1,0 +1,73 @@
+//go:build linux && peers
+
+package mixed_test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/dataplane"
+	"github.com/weft-net/weft/test/lab"
+	"github.com/weft-net/weft/test/netns"
+)
+
+// Weft strips in its card's driver what stock flanneld sends, where the kernel lets
+// it, and says why where it does not. Everybody reaches everybody either way, and
+// nothing is lost while the program comes to the driver and goes.
+func TestStrippingOnCards(t *testing.T) {
+	cards := netns.Cards()
+	if len(cards) < 2 {
+		t.Skip("this kernel has no cards for tests: WEFT_CARDS names them")
+	}
+	_, l := newLab(t, lab.Options{
+		Store: lab.StoreEtcd, Kinds: []lab.Kind{lab.Weft, lab.Flanneld},
+		Underlay: lab.Cards, Cards: cards[:2], AgentFlags: []string{"--xdp=auto"},
+	})
+	n, peer := l.Node(1), l.Node(2)
+	mustReachAll(t, l)
+	if x := mustXDP(t, n); strings.Contains(x.Reason, "needs Linux 6.6") {
+		t.Logf("nothing is stripped: %s", x.Reason)
+		return
+	}
+	var before dataplane.XDP
+	lab.T(t).Eventually(10*time.Second, func() error {
+		if err := ping(t.Context(), l.Pod(1, 1), l.Pod(2, 1).IP, 62); err != nil {
+			return err
+		}
+		if before = mustXDP(t, n); !before.Attached || !before.Heard {
+			return fmt.Errorf("it does not strip: %+v", before)
+		}
+		return nil
+	})
+	came := mustCounted(t, n, peer.IP)
+	mustReachAll(t, l)
+	end := mustIperf(t, route{l.Pod(2, 1), l.Pod(1, 1)})
+	time.Sleep(3 * time.Second)
+	end()
+	stripped, all := mustXDP(t, n).Stripped-before.Stripped, mustCounted(t, n, peer.IP).RxPackets-came.RxPackets
+	t.Logf("%d packets came, %d were stripped in the driver", all, stripped)
+	if all < 100 || stripped < all/2 {
+		t.Errorf("of %d packets %d were stripped in the driver, want most", all, stripped)
+	}
+	mustLoseNothing(t, l, []route{{l.Pod(1, 1), l.Pod(2, 1)}, {l.Pod(2, 1), l.Pod(1, 1)}}, func() {
+		for _, xdp := range []string{"off", "auto"} {
+			stop(t, n, syscall.SIGTERM)
+			must(t, n.StartAgent(t.Context(), weft, "--xdp="+xdp))
+			time.Sleep(time.Second)
+			if x := mustXDP(t, n); x.Attached != (xdp == "auto") {
+				t.Errorf("--xdp=%s: %+v", xdp, x)
+			}
+		}
+	})
+}
+
+// mustXDP is what a node says of its uplink's driver.
+func mustXDP(tb testing.TB, n *lab.Node) dataplane.XDP {
+	tb.Helper()
+	var answer struct{ Report dataplane.Report }
+	mustJSON(tb, n, &answer, "status")
+	return answer.Report.XDP
+}
