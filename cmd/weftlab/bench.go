@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,6 +121,9 @@ func (b *bench) findFacts() ([]fact, error) {
 		{"kernel", unix.ByteSliceToString(name.Release[:])},
 		{"CPU", cpuModel()},
 	}
+	for _, card := range o.cards {
+		facts = append(facts, fact{"card " + card, "driver " + driverOf(card)})
+	}
 	if o.weft != "" {
 		version, err := exec.CommandContext(b.ctx, o.weft, "version").Output()
 		if err != nil {
@@ -154,6 +158,15 @@ func (b *bench) findFacts() ([]fact, error) {
 		fact{"rounds", fmt.Sprintf("%s of %s for each test and mode, in alternating order", rounds, o.time)}), nil
 }
 
+// driverOf names the driver of a device, which virtual ones lack.
+func driverOf(device string) string {
+	link, err := os.Readlink(filepath.Join("/sys/class/net", device, "device/driver"))
+	if err != nil {
+		return "none"
+	}
+	return filepath.Base(link)
+}
+
 // cpuModel tells what CPUs there are.
 func cpuModel() string {
 	text, _ := os.ReadFile("/proc/cpuinfo")
@@ -179,7 +192,9 @@ func (b *bench) measureAll() error {
 		if i == 0 || s.world() != b.options.settings[i-1].world() {
 			b.removeAll(labs)
 			var err error
-			if labs, err = b.build(s); err != nil {
+			if s.underlay == lab.Cards {
+				labs = testbed{} // see labFor
+			} else if labs, err = b.build(s); err != nil {
 				return fmt.Errorf("%s: %w", s, err)
 			}
 		}
@@ -231,7 +246,7 @@ func (b *bench) build(s setting) (testbed, error) {
 func (b *bench) buildLab(s setting, m mode, name string) (*lab.Lab, error) {
 	o := b.options
 	l, err := lab.New(b.ctx, lab.Options{
-		Name: name, Kinds: []lab.Kind{m.kind}, Underlay: s.underlay, Strangers: s.peers - 1,
+		Name: name, Kinds: []lab.Kind{m.kind}, Underlay: s.underlay, Cards: b.cards(s), Strangers: s.peers - 1,
 		Netfilter: o.netfilter, KubeProxy: s.to.proxy != "",
 		Binary: o.weft, AgentFlags: m.agent, Flanneld: o.programs[flanneldName], Etcd: o.programs[etcdName],
 	})
@@ -249,6 +264,14 @@ func (b *bench) buildLab(s setting, m mode, name string) (*lab.Lab, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// cards are those that a setting's labs have.
+func (b *bench) cards(s setting) []string {
+	if s.underlay != lab.Cards {
+		return nil
+	}
+	return b.options.cards
 }
 
 // makeServices gives all labs the rules of real kube-proxies.
@@ -285,21 +308,62 @@ func prepare(l *lab.Lab) error {
 	return nil
 }
 
-// measureRound does each test in each mode once. Each round begins with
-// another mode, so that none always follows the same one.
-func (b *bench) measureRound(labs testbed, s setting, round int) error {
-	for _, test := range b.options.tests {
-		for i := range b.options.modes {
-			m := b.options.modes[(i+round)%len(b.options.modes)]
-			result, err := b.measure(labs[m.nodes()], s, m, test)
-			if err != nil {
-				return fmt.Errorf("%s, mode %s, %s: %w", test.name, m.name, s, err)
+// turn is one measurement of a round.
+type turn struct {
+	test workload
+	mode mode
+}
+
+// turns are those of a round, in order: each test in each mode once. Each round
+// begins with another mode, so that none always follows the same one. With cards a mode
+// does all its tests before the next one gets the cards.
+func (b *bench) turns(s setting, round int) (all []turn) {
+	modes := slices.Concat(b.options.modes, b.options.modes)[round%len(b.options.modes):][:len(b.options.modes)]
+	if s.underlay == lab.Cards {
+		for _, m := range modes {
+			for _, test := range b.options.tests {
+				all = append(all, turn{test, m})
 			}
-			result.round = round
-			b.samples = append(b.samples, result)
+		}
+		return all
+	}
+	for _, test := range b.options.tests {
+		for _, m := range modes {
+			all = append(all, turn{test, m})
 		}
 	}
+	return all
+}
+
+// measureRound takes all turns of a round.
+func (b *bench) measureRound(labs testbed, s setting, round int) error {
+	for _, t := range b.turns(s, round) {
+		l, err := b.labFor(labs, s, t.mode)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+		result, err := b.measure(l, s, t.mode, t.test)
+		if err != nil {
+			return fmt.Errorf("%s, mode %s, %s: %w", t.test.name, t.mode.name, s, err)
+		}
+		result.round = round
+		b.samples = append(b.samples, result)
+	}
 	return nil
+}
+
+// labFor returns the lab of a mode. Cards are in one lab at a time, so it is built
+// where another one has them.
+func (b *bench) labFor(labs testbed, s setting, m mode) (*lab.Lab, error) {
+	if l := labs[m.nodes()]; l != nil {
+		return l, nil
+	}
+	b.removeAll(labs)
+	l, err := b.buildLab(s, m, b.options.name)
+	if err == nil {
+		labs[m.nodes()] = l
+	}
+	return l, err
 }
 
 // measure does one test in one mode.

@@ -189,3 +189,22 @@ func TestBenchMeasuresEachTestInEachMode(t *testing.T) {
 	}
 	t.Logf("%s", out)
 }
+
+// Cards are veths here, of a machine of its own. They are in one lab after the other.
+func TestBenchByCards(t *testing.T) {
+	weftlab, machine := programs(t), netns.New(t)
+	machine.Run(t, "ip link add card1 type veth peer name card2")
+	file := filepath.Join(t.TempDir(), "bench.csv")
+	out := machine.Run(t, weftlab+" bench --name bc --rounds 1 --time 200ms --warm 100ms --modes host,base,xdp --tests TCP_RR --cards card1,card2 --csv "+file)
+	if !strings.Contains(out, "\ncards underlay, pod to pod, ") {
+		t.Errorf("the table's title does not say by what:\n%s", out)
+	}
+	csv, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := strings.Count(string(csv), "\n"); rows != 1+3 {
+		t.Errorf("%d lines, want a head and a test in three modes:\n%s", rows, csv)
+	}
+	machine.Run(t, "ip link show card1", "ip link show card2")
+}

@@ -26,6 +26,7 @@ type benchOptions struct {
 	netfilter bool
 	weft      string
 	programs  peerPrograms
+	cards     []string
 	junkRate  int
 	csv, svg  string
 }
@@ -54,6 +55,7 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	testList := fs.String("tests", "", "`list` of tests; all by default")
 	baselines := fs.String("baseline", "", "`list` of modes that the others are compared with; by default flanneld (else kernel) and host")
 	underlays := fs.String("underlay", "virtual,wire", "`list` of underlays: virtual carries aggregates whole, wire cuts them as a network card does, summed also computes their checksums")
+	cards := fs.String("cards", "", "two `cards` of this machine, as in eth1,eth2, that are cabled to each other and that nobody uses: the underlay, in place of --underlay; they are in namespaces for as long as it takes")
 	cpus := fs.String("cpus", "1", "`list` of numbers of CPUs for client and server: 1 shows the cost of a transaction, 2 its latency")
 	peers := fs.String("peers", "1", "`list` of numbers of nodes that each node is told of")
 	to := fs.String("to", "pod", "`list` of what clients in pods talk to: pod, or a ClusterIP by real kube-proxy in a mode and with a number of Services, as in iptables:1 or nftables:1000")
@@ -74,6 +76,9 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	o.tests, errs[1] = parseTests(*testList)
 	f, err := parseFactors(*underlays, *cpus, *peers, *to, *junk)
 	errs[2] = err
+	if *cards != "" {
+		f.underlays, o.cards = []lab.Underlay{lab.Cards}, strings.Split(*cards, ",")
+	}
 	o.rounds, errs[3] = parseRounds(*rounds)
 	if o.time <= 0 {
 		errs[4] = usagef("bench: --time must be more than nothing")
@@ -94,6 +99,9 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	if o.hosts() && slices.ContainsFunc(o.settings, func(s setting) bool { return s.junk != noJunk }) {
 		return o, usagef("bench: --junk needs modes with an overlay; leave out host")
 	}
+	if err := o.cardsFit(); err != nil {
+		return o, err
+	}
 	if o.needs(lab.Weft) {
 		if o.weft, err = findWeft(*weft); err != nil {
 			return o, err
@@ -101,6 +109,20 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	}
 	o.programs, err = findPrograms(*programs, o.neededPrograms())
 	return o, err
+}
+
+// cardsFit reports what can't be measured by cards: those are in one lab at a time.
+func (o benchOptions) cardsFit() error {
+	for _, s := range o.settings {
+		switch {
+		case s.underlay != lab.Cards:
+		case len(o.cards) != 2:
+			return usagef("bench: --cards has %q; give two, as in eth1,eth2", strings.Join(o.cards, ","))
+		case s.to.proxy != "" || s.junk != noJunk:
+			return usagef("bench: with --cards only pods are talked to, and nobody sends junk; leave out --to and --junk")
+		}
+	}
+	return nil
 }
 
 // needs reports whether a mode needs nodes of a kind.
@@ -164,7 +186,9 @@ func (o benchOptions) estimate() time.Duration {
 		for _, test := range o.tests {
 			sum += time.Duration(o.roundsOf(i)*len(o.modes)) * (o.time + o.warmUp(test) + overhead)
 		}
-		if i == 0 || s.world() != o.settings[i-1].world() {
+		if s.underlay == lab.Cards {
+			sum += time.Duration(o.roundsOf(i)*len(o.modes)) * 5 * time.Second
+		} else if i == 0 || s.world() != o.settings[i-1].world() {
 			sum += 10 * time.Second
 		}
 	}

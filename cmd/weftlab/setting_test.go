@@ -85,6 +85,25 @@ func TestListsThatCannotBeUnderstood(t *testing.T) {
 	}
 }
 
+func TestCardsFitOrAreRefused(t *testing.T) {
+	for args, want := range map[string]string{
+		"--cards eth1,eth2":                          "",
+		"--cards eth1,eth2 --cpus 1,2 --peers 1,100": "",
+		"--cards eth1":                               `--cards has "eth1"; give two`,
+		"--cards eth1,eth2 --to iptables:1":          "only pods are talked to",
+		"--cards eth1,eth2 --junk none,vni":          "nobody sends junk",
+	} {
+		args = "--modes plain " + args
+		o, err := parseBench(&env{ctx: t.Context(), stdout: io.Discard, stderr: io.Discard}, strings.Fields(args))
+		switch {
+		case want == "" && (err != nil || o.settings[0].underlay != lab.Cards):
+			t.Errorf("%s: %v, %v", args, o.settings, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: the error is %v, want %q", args, err, want)
+		}
+	}
+}
+
 func TestTargetsAreReadAsTheyAreWritten(t *testing.T) {
 	for _, word := range []string{"pod", "iptables:1", "nftables:1000"} {
 		if got, err := parseTarget(word); err != nil || got.String() != word {
