@@ -5,11 +5,13 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -89,18 +91,36 @@ func TestDownIsHarmlessWhereNothingIsUp(t *testing.T) {
 	}
 }
 
-// programs builds weft and weftlab side by side, as `make build` does.
+// programs returns weftlab, with weft beside it as `make build` has them.
 func programs(t *testing.T) (weftlab string) {
 	t.Helper()
 	netns.RequireRoot(t)
-	dir := t.TempDir()
+	if err := buildPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(programDir, "weftlab")
+}
+
+// programDir is where buildPrograms puts programs; TestMain removes it.
+var programDir string
+
+// buildPrograms builds them for the first who asks.
+var buildPrograms = sync.OnceValue(func() (err error) {
+	if programDir, err = os.MkdirTemp("", "weftlab-test"); err != nil {
+		return err
+	}
 	for _, name := range []string{"weft", "weftlab"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../"+name)
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v\n%s", name, err, out)
+		if out, err := exec.Command("go", "build", "-o", filepath.Join(programDir, name), "../"+name).CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", name, err, out)
 		}
 	}
-	return filepath.Join(dir, "weftlab")
+	return nil
+})
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	_ = os.RemoveAll(programDir)
+	os.Exit(status)
 }
 
 func TestUpExecListDown(t *testing.T) {
