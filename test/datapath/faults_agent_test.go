@@ -108,7 +108,7 @@ func mustComeBack(t lab.Test, r route, fault string, f func()) {
 		time.Sleep(100 * time.Millisecond)
 	})
 	t.Logf("%s: %s", fault, p)
-	if gap := p.longestGap(); gap > took+lab.Patience*time.Second {
+	if gap := p.longestGap(); gap > took+lab.Patient(time.Second) {
 		t.Errorf("%s: no traffic for %s; the fault itself took %s", fault, gap, took)
 	}
 	mustRideBase(t, r)

@@ -29,7 +29,7 @@ const (
 	// MetricsURL is the agent's default address for metrics, /readyz beside it.
 	MetricsURL = "http://127.0.0.1:9273"
 	// readyTimeout is how long an agent may take to carry traffic.
-	readyTimeout = Patience * 20 * time.Second
+	readyTimeout = 20 * time.Second
 )
 
 // Config writes the static store with all other nodes as peers, and returns
@@ -121,7 +121,7 @@ func (n *Node) agentSource() ([]string, error) {
 
 // WaitReady waits until the agent says that the node can carry traffic.
 func (n *Node) WaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("no answer that it is ready"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patient(readyTimeout), errors.New("no answer that it is ready"))
 	defer cancel()
 	for {
 		answer, err := n.get(ctx, MetricsURL+"/readyz")

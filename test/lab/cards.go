@@ -24,7 +24,7 @@ import (
 // reaches by a device of its own, store0.
 
 // carrierTimeout is how long cards may take until they see each other.
-const carrierTimeout = Patience * 15 * time.Second
+const carrierTimeout = 15 * time.Second
 
 // cardFaults are what is wrong with the cards of a lab's options.
 func (o Options) cardFaults() (errs []error) {
@@ -109,7 +109,7 @@ func (l *Lab) waitForCards(ctx context.Context) error {
 	if l.Options.Underlay != Cards {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, carrierTimeout, errors.New("no answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patient(carrierTimeout), errors.New("no answer"))
 	defer cancel()
 	for _, n := range l.Nodes {
 		for _, peer := range n.Peers() {

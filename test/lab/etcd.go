@@ -33,7 +33,7 @@ type Etcd struct {
 
 const (
 	// etcdTimeout is how long it may take to listen.
-	etcdTimeout = Patience * 20 * time.Second
+	etcdTimeout = 20 * time.Second
 	// etcdAside is where it listens while nobody shall reach it.
 	etcdAside = "http://127.0.0.1:2379"
 )
@@ -61,7 +61,7 @@ func (e *Etcd) startAt(ctx context.Context, url string) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, etcdTimeout, errors.New("no answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patient(etcdTimeout), errors.New("no answer"))
 	defer cancel()
 	for {
 		_, err := e.ask(ctx, "kv/range", map[string][]byte{"key": []byte("any")})

@@ -13,7 +13,7 @@ import (
 
 // joinTimeout is how long a node may take to know all peers. Over etcd flanneld
 // asks for the lease of each.
-const joinTimeout = 60 * time.Second
+const joinTimeout = 20 * time.Second
 
 // StartFlanneld starts flanneld on a node. WaitForPeers tells when it has done its
 // work.
@@ -71,7 +71,7 @@ func (l *Lab) waitForAll(ctx context.Context) error {
 // WaitForPeers waits until the node has routes to all others that join the store,
 // and to the strangers. Flanneld that has ended is an error.
 func (n *Node) WaitForPeers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, joinTimeout, errors.New("no routes to all peers"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patient(joinTimeout), errors.New("no routes to all peers"))
 	defer cancel()
 	for {
 		missing, err := n.missingRoutes(ctx)

@@ -48,7 +48,7 @@ const (
 	// AdminToken is that of somebody who may do anything.
 	AdminToken = "admin-token"
 	// apiTimeout is how long it may take to start.
-	apiTimeout = Patience * 90 * time.Second
+	apiTimeout = 90 * time.Second
 )
 
 // ServiceNetwork and ServiceNetworkV6 are where ClusterIPs come from.
@@ -106,7 +106,7 @@ func (k *Kube) Start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, apiTimeout, errors.New("it is not ready"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patient(apiTimeout), errors.New("it is not ready"))
 	defer cancel()
 	for _, path := range []string{"/readyz", "/api/v1/namespaces/default"} {
 		for {

@@ -110,10 +110,12 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// WaitOutput waits until the process has printed a text, for ten seconds at
-// most.
+// outputTimeout is how long a process may take to print what is waited for.
+const outputTimeout = 20 * time.Second
+
+// WaitOutput waits until the process has printed a text.
 func (p *Process) WaitOutput(ctx context.Context, text string) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Patient(outputTimeout))
 	defer cancel()
 	for {
 		running := p.Running()

@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -116,15 +117,22 @@ func (t Test) MustLoseNothing(from, to *Pod, o ProbeOptions, f func()) {
 	}
 }
 
-// Patience is how many times as long as on a machine with nothing else to do
-// things may take.
-const Patience = 3
+// Patient is how long something may take that takes so long on a machine with
+// nothing else to do: three times as long, and in an emulated machine, which sets
+// WEFT_PATIENCE, as many times as that says.
+func Patient(d time.Duration) time.Duration {
+	times, err := strconv.Atoi(os.Getenv("WEFT_PATIENCE"))
+	if err != nil || times < 3 {
+		times = 3
+	}
+	return time.Duration(times) * d
+}
 
 // Eventually waits until f returns nil, and fails the test after a while: what is
 // given is for a machine with nothing else to do.
 func (t Test) Eventually(within time.Duration, f func() error) {
 	t.Helper()
-	within *= Patience
+	within = Patient(within)
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
 		if err == nil {

@@ -95,7 +95,8 @@ func run(ctx context.Context, args []string) (int, error) {
 		fmt.Errorf("not finished after %v (-timeout)", *timeout))
 	defer cancel()
 
-	env, load := weftEnv(), *extra
+	// A program runs ten to thirty times slower there.
+	env, load := append(weftEnv(), "WEFT_PATIENCE=20"), *extra
 	if m.cards > 0 {
 		env, load = append(env, "WEFT_CARDS="+m.cardNames()), load+",virtio_net"
 	}
