@@ -138,7 +138,8 @@ func (c *catching) establish(f flow) {
 		}
 	})
 	if f.protocol == unix.IPPROTO_UDP {
-		c.entry(f, withStatus(ipsConfirmed|ipsSeenReply|ipsAssured)) // as after two seconds
+		// As after two seconds; and no slow machine is to see it expire.
+		c.entry(f, withStatus(ipsConfirmed|ipsSeenReply|ipsAssured), withTimeout(3600))
 	}
 }
 
