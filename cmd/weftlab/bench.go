@@ -246,7 +246,7 @@ func (b *bench) build(s setting) (testbed, error) {
 func (b *bench) buildLab(s setting, m mode, name string) (*lab.Lab, error) {
 	o := b.options
 	l, err := lab.New(b.ctx, lab.Options{
-		Name: name, Kinds: []lab.Kind{m.kind}, Underlay: s.underlay, Cards: b.cards(s), Strangers: s.peers - 1,
+		Name: name, Kinds: []lab.Kind{m.kind}, Underlay: s.underlay, Cards: o.cards, Strangers: s.peers - 1,
 		Netfilter: o.netfilter, KubeProxy: s.to.proxy != "",
 		Binary: o.weft, AgentFlags: m.agent, Flanneld: o.programs[flanneldName], Etcd: o.programs[etcdName],
 	})
@@ -264,14 +264,6 @@ func (b *bench) buildLab(s setting, m mode, name string) (*lab.Lab, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-// cards are those that a setting's labs have.
-func (b *bench) cards(s setting) []string {
-	if s.underlay != lab.Cards {
-		return nil
-	}
-	return b.options.cards
 }
 
 // makeServices gives all labs the rules of real kube-proxies.

@@ -26,7 +26,7 @@ type benchOptions struct {
 	netfilter bool
 	weft      string
 	programs  peerPrograms
-	cards     []string
+	cards     []string // of all settings, or none
 	junkRate  int
 	csv, svg  string
 }
@@ -55,7 +55,7 @@ func parseBench(e *env, args []string) (o benchOptions, err error) {
 	testList := fs.String("tests", "", "`list` of tests; all by default")
 	baselines := fs.String("baseline", "", "`list` of modes that the others are compared with; by default flanneld (else kernel) and host")
 	underlays := fs.String("underlay", "virtual,wire", "`list` of underlays: virtual carries aggregates whole, wire cuts them as a network card does, summed also computes their checksums")
-	cards := fs.String("cards", "", "two `cards` of this machine, as in eth1,eth2, that are cabled to each other and that nobody uses: the underlay, in place of --underlay; they are in namespaces for as long as it takes")
+	cards := fs.String("cards", "", "two `cards` of this machine, as in eth1,eth2, that are cabled to each other and that nobody uses: the underlay, in place of --underlay; they are in namespaces for as long as it takes, and come back down, with an MTU of 1500")
 	cpus := fs.String("cpus", "1", "`list` of numbers of CPUs for client and server: 1 shows the cost of a transaction, 2 its latency")
 	peers := fs.String("peers", "1", "`list` of numbers of nodes that each node is told of")
 	to := fs.String("to", "pod", "`list` of what clients in pods talk to: pod, or a ClusterIP by real kube-proxy in a mode and with a number of Services, as in iptables:1 or nftables:1000")

@@ -18,7 +18,8 @@ import (
 
 // Cards are devices of the machine that are cabled to each other, through a switch
 // or not, and that nobody uses. While a lab is up they are in its nodes, as eth0; then
-// they are back, down and under their names. They keep their MAC addresses.
+// they are back, down and under their names, with the MTU that the lab had. They keep
+// their MAC addresses.
 //
 // Stores, and the world outside, are in the underlay all the same, which each node
 // reaches by a device of its own, store0.
@@ -52,7 +53,7 @@ func (o Options) cardFaults() (errs []error) {
 }
 
 // unused makes sure that a device is there and in nobody's use: it has no address but
-// those that IPv6 gives by itself, and is no part of another device.
+// those that IPv6 gives by itself, is no part of another device, and none is on it.
 func unused(card string) error {
 	link, err := netlink.LinkByName(card)
 	if err != nil {
@@ -68,6 +69,16 @@ func unused(card string) error {
 	for _, a := range addresses {
 		if !a.IP.IsLinkLocalUnicast() {
 			return fmt.Errorf("card %s is in use: it has the address %s; choose another, or take the address away", card, a.IPNet)
+		}
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("what is on card %s: %w", card, err)
+	}
+	for _, l := range links {
+		// The parent of a veth is its other end.
+		if l.Type() != "veth" && l.Attrs().ParentIndex == link.Attrs().Index {
+			return fmt.Errorf("card %s is in use: device %s (%s) is on it", card, l.Attrs().Name, l.Type())
 		}
 	}
 	return nil

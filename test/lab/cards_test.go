@@ -55,10 +55,12 @@ func TestCardsThatAreNoneToUse(t *testing.T) {
 	t.Parallel()
 	machine := newCards(t)
 	machine.Run(t, "ip link add busy address 0a:58:00:00:00:01 type veth peer name port", "ip addr add 198.51.100.1/24 dev busy",
-		"ip link add name bridge0 type bridge", "ip link set port master bridge0")
+		"ip link add name bridge0 type bridge", "ip link set port master bridge0",
+		"ip link add lower type veth peer name end", "ip link add upper link lower type macvlan mode bridge")
 	for want, opts := range map[string]Options{
 		"card busy is in use: it has the address 198.51.100.1/24": {Underlay: Cards, Cards: []string{"busy", "card2"}},
 		"card port is in use: it is part of device":               {Underlay: Cards, Cards: []string{"port", "card2"}},
+		"card lower is in use: device upper (macvlan) is on it":   {Underlay: Cards, Cards: []string{"lower", "card2"}},
 		"card none: Link not found":                               {Underlay: Cards, Cards: []string{"none", "card2"}},
 		"card card1 is there twice":                               {Underlay: Cards, Cards: []string{"card1", "card1"}},
 		"1 cards for 2 nodes":                                     {Underlay: Cards, Cards: []string{"card1"}},

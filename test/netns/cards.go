@@ -43,7 +43,7 @@ func takeCards() (pair []string) {
 }
 
 // Cable is Connect by two cards, where there are some; until the test ends they are
-// in the namespaces.
+// in the namespaces. What a test sets of them (MAC addresses, offloads) stays.
 func Cable(tb testing.TB, a *NS, nameA string, b *NS, nameB string) {
 	tb.Helper()
 	pair := takeCards()
@@ -54,6 +54,11 @@ func Cable(tb testing.TB, a *NS, nameA string, b *NS, nameB string) {
 		Connect(tb, a, nameA, b, nameB)
 		return
 	}
+	tb.Cleanup(func() { // when both are back
+		taken.Lock()
+		defer taken.Unlock()
+		taken.cards[pair[0]] = false
+	})
 	for i, end := range []struct {
 		ns   *NS
 		name string
@@ -65,9 +70,6 @@ func Cable(tb testing.TB, a *NS, nameA string, b *NS, nameB string) {
 			if err := MoveCard(end.ns.Path(), end.name, Here(), pair[i]); err != nil {
 				tb.Error(err)
 			}
-			taken.Lock()
-			defer taken.Unlock()
-			taken.cards[pair[0]] = false
 		})
 		end.ns.Run(tb, "ip link set "+end.name+" up")
 	}
