@@ -27,13 +27,20 @@ const (
 )
 
 // Report reads the present, and adds why the programs are not there, if they
-// are not.
-func (d *Dataplane) Report(ctx context.Context) (Report, error) {
+// are not. It tells nothing of Maps.
+func (d *Dataplane) Report(context.Context) (Report, error) { return d.report((*reading).counts) }
+
+// Brief is a Report without Peers, Reasons, Suspects and Maps, which take the longer the
+// more there are: it tells how packets travel, and what is in the way.
+func (d *Dataplane) Brief(context.Context) (Report, error) { return d.report(nil) }
+
+// report reads a report as far as more does, and adds what only the agent knows.
+func (d *Dataplane) report(more func(*reading) error) (Report, error) {
 	d.mu.Lock()
 	reason, vni, found, firewall, wanted, noXDP := d.reason, d.vni, d.found, d.injection.reason, d.wanted, d.noXDP
 	d.mu.Unlock()
 
-	r, err := Inspect(ctx, d.opts.PinDir, vni, wanted)
+	r, err := inspect(d.opts.PinDir, vni, wanted, more)
 	if reason != "" {
 		r.Reason = reason
 	}
@@ -62,59 +69,96 @@ func (d *Dataplane) Report(ctx context.Context) (Report, error) {
 // agent. A vni of 0 is flannel's 1. Where there are no pins, told are the peers that
 // DirectRouting may serve: their routes lie past the overlay and bear no mark.
 func Inspect(_ context.Context, pinDir string, vni uint32, told []state.Peer) (Report, error) {
-	if vni == 0 {
-		vni = 1
-	}
-	r := Report{Mode: ModeKernel, Switches: Switches{true, true}, VNI: vni}
-	r.Overlay, r.OverlayV6 = device(kernel.DeviceName(vni, false)), device(kernel.DeviceName(vni, true))
-	r.Port = cmp.Or(vxlanPort(r.Overlay.Name), vxlanPort(r.OverlayV6.Name))
-
-	path, err := kernel.Open(slog.New(slog.DiscardHandler))
-	if err != nil {
-		return r, err
-	}
-	defer path.Close()
-
-	if r.Firewall, err = inspectFirewall(); err != nil {
-		return r, err
-	}
-
-	view, viewErr := ebpf.OpenView(pinDir)
-	if viewErr == nil {
-		defer view.Close()
-		return r, r.readPins(view, path)
-	}
-	entries, err := path.Entries(vni, prefixesOf(told)...)
-	r.Peers = comparePeers(servedDirectly(told, entries), entries, families{})
-	if errors.Is(viewErr, ebpf.ErrNoPins) {
-		r.Reason, viewErr = "no programs are loaded", nil
-	} else {
-		r.Reason = viewErr.Error()
-	}
-	return r, errors.Join(err, viewErr)
+	return inspect(pinDir, vni, told, func(r *reading) error { return errors.Join(r.counts(), r.maps()) })
 }
 
-// readPins fills in what the pins tell, and what the kernel path has.
-func (r *Report) readPins(view *ebpf.View, path *kernel.Path) error {
-	now, err := view.Runtime()
+// reading is a report that is being read.
+type reading struct {
+	Report
+	told []state.Peer
+	path *kernel.Path
+	// view is nil where there are no pins that can be read.
+	view  *ebpf.View
+	now   ebpf.Runtime
+	hooks []ebpf.Hook
+}
+
+// inspect reads how packets travel, and more, if there is to be more.
+func inspect(pinDir string, vni uint32, told []state.Peer, more func(*reading) error) (Report, error) {
+	r := &reading{told: told, Report: Report{
+		Mode: ModeKernel, Switches: Switches{true, true}, VNI: cmp.Or(vni, 1),
+	}}
+	r.Overlay, r.OverlayV6 = device(kernel.DeviceName(r.VNI, false)), device(kernel.DeviceName(r.VNI, true))
+	r.Port = cmp.Or(vxlanPort(r.Overlay.Name), vxlanPort(r.OverlayV6.Name))
+
+	var err error
+	if r.path, err = kernel.Open(slog.New(slog.DiscardHandler)); err != nil {
+		return r.Report, err
+	}
+	defer r.path.Close()
+	if r.Firewall, err = inspectFirewall(); err != nil {
+		return r.Report, err
+	}
+	r.view, err = ebpf.OpenView(pinDir)
+	switch {
+	case err == nil:
+		defer r.view.Close()
+		err = r.standing()
+	case errors.Is(err, ebpf.ErrNoPins):
+		r.Reason, err = "no programs are loaded", nil
+	default:
+		r.Reason = err.Error()
+	}
+	if more != nil && (err == nil || r.view == nil) {
+		err = errors.Join(more(r), err)
+	}
+	return r.Report, err
+}
+
+// standing fills in what is in force, and where the programs sit.
+func (r *reading) standing() (err error) {
+	if r.now, err = r.view.Runtime(); err != nil {
+		return err
+	}
+	r.Switches, r.SourceCheck = Switches{Express: r.now.Express, Base: r.now.On}, r.now.SourceCheck
+	r.Uplink = deviceByIndex(r.now.Uplink)
+	r.Uplink.Address = r.now.Local
+
+	if r.hooks, err = r.view.Hooks(); err != nil {
+		return err
+	}
+	r.Hooks = reportHooks(r.hooks)
+	r.Mode, r.Reason = judge(r.hooks)
+	xdp, err := r.view.XDP()
 	if err != nil {
 		return err
 	}
-	r.Switches, r.SourceCheck = Switches{Express: now.Express, Base: now.On}, now.SourceCheck
-	r.Uplink = deviceByIndex(now.Uplink)
-	r.Uplink.Address = now.Local
+	r.XDP = XDP{Attached: xdp.Attached, Heard: xdp.Heard, Stripped: xdp.Stripped, Reasons: reportReasons(xdp.Reasons)}
+	return r.readExpress()
+}
 
-	hooks, err := view.Hooks()
+// counts fills in the peers, and what was counted.
+func (r *reading) counts() error {
+	if r.view == nil {
+		entries, err := r.path.Entries(r.VNI, prefixesOf(r.told)...)
+		r.Peers = comparePeers(servedDirectly(r.told, entries), entries, families{})
+		return err
+	}
+	if err := r.readPeers(); err != nil {
+		return err
+	}
+	counts, err := r.view.ReasonCounts()
 	if err != nil {
 		return err
 	}
-	r.Hooks = reportHooks(hooks)
-	r.Mode, r.Reason = judge(hooks)
+	r.Reasons = reportReasons(counts)
+	r.Suspects, err = reportSuspects(r.view)
+	return err
+}
 
-	if err := r.readExpress(view, now); err != nil {
-		return err
-	}
-	peers, err := view.Peers()
+// readPeers fills in the peers as the programs and the kernel path have them.
+func (r *reading) readPeers() error {
+	peers, err := r.view.Peers()
 	if err != nil {
 		return err
 	}
@@ -122,43 +166,36 @@ func (r *Report) readPins(view *ebpf.View, path *kernel.Path) error {
 	for _, p := range peers {
 		prefixes = append(prefixes, p.Prefixes...)
 	}
-	entries, err := path.Entries(r.VNI, prefixes...)
+	entries, err := r.path.Entries(r.VNI, prefixes...)
 	if err != nil {
 		return err
 	}
-	r.Peers = comparePeers(peers, entries, families{now.IPv4, now.IPv6})
-	four, six := attached(hooks)
+	r.Peers = comparePeers(peers, entries, families{r.now.IPv4, r.now.IPv6})
+	four, six := attached(r.hooks)
 	for i, p := range r.Peers {
 		if p.PublicIP.Is4() && !four || !p.PublicIP.Is4() && !six {
 			r.Peers[i].Counters = nil // nobody counts
 		}
 	}
+	return nil
+}
 
-	counts, err := view.ReasonCounts()
-	if err != nil {
-		return err
+// maps fills in what the maps cost.
+func (r *reading) maps() (err error) {
+	if r.view != nil {
+		r.Maps, err = reportMaps(r.view)
 	}
-	r.Reasons = reportReasons(counts)
-	xdp, err := view.XDP()
-	if err != nil {
-		return err
-	}
-	r.XDP = XDP{Attached: xdp.Attached, Heard: xdp.Heard, Stripped: xdp.Stripped, Reasons: reportReasons(xdp.Reasons)}
-	if r.Suspects, err = reportSuspects(view); err != nil {
-		return err
-	}
-	r.Maps, err = reportMaps(view)
 	return err
 }
 
 // readExpress fills in how the express path stands.
-func (r *Report) readExpress(view *ebpf.View, now ebpf.Runtime) error {
-	pulse, err := view.Pulse()
+func (r *reading) readExpress() error {
+	pulse, err := r.view.Pulse()
 	if err != nil {
 		return err
 	}
 	r.Express.Epoch = pulse.Epoch
-	if r.Express.Pods, err = view.Pods(); err != nil {
+	if r.Express.Pods, err = r.view.Pods(); err != nil {
 		return err
 	}
 	switch {
@@ -166,12 +203,12 @@ func (r *Report) readExpress(view *ebpf.View, now ebpf.Runtime) error {
 		r.Express.Reasons = []string{"the programs are not attached"}
 	case pulse.Age < 0 || pulse.Age > ebpf.PulseLife:
 		r.Express.Reasons = []string{"no agent follows the host's rules"}
-	case now.Held:
+	case r.now.Held:
 		r.Express.Reasons = []string{"acceleration is held back"}
 	case pulse.Held:
 		r.Express.Reasons = []string{"the agent holds it back"}
 	}
-	r.Express.On = now.Express && len(r.Express.Reasons) == 0
+	r.Express.On = r.now.Express && len(r.Express.Reasons) == 0
 	return nil
 }
 

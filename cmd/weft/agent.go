@@ -336,7 +336,7 @@ func (a *agent) look(now time.Time) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	report, err := a.path.Report(ctx)
+	report, err := a.path.Brief(ctx)
 	if err != nil {
 		a.log.Debug("reading the dataplane's mode", "error", err)
 		return

@@ -24,6 +24,7 @@ type datapath interface {
 	Sync(ctx context.Context, s state.State) error
 	Changed() <-chan struct{}
 	Report(ctx context.Context) (dataplane.Report, error)
+	Brief(ctx context.Context) (dataplane.Report, error)
 	MACs(vni uint32) (v4, v6 state.MAC, err error)
 	MTU() int
 	BridgeFault(s state.State) error

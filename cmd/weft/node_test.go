@@ -135,6 +135,12 @@ func (d fakeDatapath) Report(context.Context) (dataplane.Report, error) {
 	return d.n.report, d.n.err
 }
 
+func (d fakeDatapath) Brief(ctx context.Context) (dataplane.Report, error) {
+	r, err := d.Report(ctx)
+	r.Peers, r.Reasons, r.Suspects, r.Maps = nil, nil, nil, nil
+	return r, err
+}
+
 func (d fakeDatapath) MACs(uint32) (v4, v6 state.MAC, err error) {
 	return state.MAC{2, 0, 0, 0, 0, 4}, state.MAC{2, 0, 0, 0, 0, 6}, nil
 }

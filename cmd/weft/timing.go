@@ -51,8 +51,7 @@ func defaultTiming() timing {
 		// takes minutes hangs, and /healthz says so.
 		StuckAfter: 2 * time.Minute,
 
-		// Between looks at the mode after a sync, as a report reads all
-		// counters.
+		// Between looks at the mode after a sync.
 		ReportGap: 5 * time.Second,
 
 		// Between looks without a sync. Pods come, and what is in the way of

@@ -423,18 +423,3 @@ func (v *View) Maps() ([]MapInfo, error) {
 	})
 	return infos, nil
 }
-
-// countEntries counts what is in a map. An array always has all its entries.
-func countEntries(m *ebpf.Map) (int, error) {
-	if m.Type() == ebpf.Array || m.Type() == ebpf.PerCPUArray {
-		return int(m.MaxEntries()), nil
-	}
-	entries := 0
-	for key := any(nil); ; entries++ {
-		next, err := m.NextKeyBytes(key)
-		if err != nil || next == nil || entries == int(m.MaxEntries()) {
-			return entries, err
-		}
-		key = next
-	}
-}
