@@ -221,13 +221,19 @@ func (s *Socket) dumpOnce(r *Request, answer uint16, each func([]byte)) (interru
 func (s *Socket) Ask(requests []*Request, each func(i int, data []byte, refusal error)) error {
 	for begin := 0; begin < len(requests); begin += askSize {
 		some := requests[begin:min(begin+askSize, len(requests))]
-		_, err := s.exchange(some, func(i int, m Message) bool {
+		answered, open := make([]bool, len(some)), len(some)
+		err := s.exchange(some, func(i int, m Message) (done bool) {
+			if answered[i] {
+				return false
+			}
+			answered[i] = true
 			if m.Kind == unix.NLMSG_ERROR {
 				each(begin+i, nil, cmp.Or(ackError(m), errNoAnswer))
 			} else {
 				each(begin+i, m.Data, nil)
 			}
-			return true
+			open--
+			return open == 0
 		})
 		if err != nil {
 			return err
@@ -242,31 +248,34 @@ var errNoAnswer = errors.New("the kernel gave no answer")
 // Batch sends requests, at most BatchSize, in one datagram and returns an error
 // or nil for each. The kernel does them one after the other, in order, and goes
 // on after one that fails.
+//
+// Of one that failed it always tells, so that only the last has to be acknowledged
+// (netlink_rcv_skb in net/netlink/af_netlink.c).
 func (s *Socket) Batch(requests []*Request) []error {
-	for _, r := range requests {
-		r.acknowledged()
-	}
 	errs := make([]error, len(requests))
-	answered, err := s.exchange(requests, func(i int, m Message) bool {
+	if len(requests) == 0 {
+		return errs
+	}
+	last := len(requests) - 1
+	requests[last].acknowledged()
+	err := s.exchange(requests, func(i int, m Message) (done bool) {
 		if m.Kind != unix.NLMSG_ERROR {
 			return false
 		}
 		errs[i] = ackError(m)
-		return true
+		return i == last
 	})
-	for i := range errs {
-		if !answered[i] {
-			errs[i] = err
+	if err != nil { // then nobody knows of the others
+		for i := range errs {
+			errs[i] = cmp.Or(errs[i], err)
 		}
 	}
 	return errs
 }
 
-// exchange sends requests in one datagram and offers take the messages that
-// come back, with the number of the request. A request is answered when take
-// says so, and then no more of it is offered.
-func (s *Socket) exchange(requests []*Request, take func(i int, m Message) bool) (answered []bool, err error) {
-	answered = make([]bool, len(requests))
+// exchange sends requests in one datagram and calls take for each message that
+// comes back, with the number of the request, until that is all.
+func (s *Socket) exchange(requests []*Request, take func(i int, m Message) (done bool)) error {
 	first := s.seq + 1
 	var b []byte
 	for _, r := range requests {
@@ -274,23 +283,20 @@ func (s *Socket) exchange(requests []*Request, take func(i int, m Message) bool)
 		b = append(b, r.finish(s.seq)...)
 	}
 	if err := s.send(b); err != nil {
-		return answered, err
+		return err
 	}
-	for open := len(requests); open > 0; {
+	for done := false; !done; {
 		received, err := s.answer()
 		if err != nil {
-			return answered, fmt.Errorf("waiting for the kernel's answer: %w", err)
+			return fmt.Errorf("waiting for the kernel's answer: %w", err)
 		}
 		for m := range received {
 			i := int(int32(m.seq - first))
-			if m.port != s.port || i < 0 || i >= len(requests) || answered[i] {
+			if m.port != s.port || i < 0 || i >= len(requests) {
 				continue // the rest of an answer that we gave up on
 			}
-			if take(i, m) {
-				answered[i] = true
-				open--
-			}
+			done = take(i, m) || done
 		}
 	}
-	return answered, nil
+	return nil
 }
