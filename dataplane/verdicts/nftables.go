@@ -124,6 +124,7 @@ type nftTable struct {
 // nftSet is what matters of a set.
 type nftSet struct {
 	varies []string // limits and quotas that its elements, or the objects in it, have
+	whole  bool     // its elements have been read, too:
 	keys   [][]byte // of the elements, without ends of intervals
 	exact  bool     // whether keys are all there is to the elements
 	// verdicts are those of a map, one for each key.
@@ -225,12 +226,17 @@ const (
 	attrSetExpressions = 0x12 // NFTA_SET_EXPRESSIONS
 )
 
-// set reads a set and its elements.
-func (t *nftTable) set(setName string) (nftSet, error) {
-	if s, known := t.sets[setName]; known {
-		return s, nil
+// set reads a set, with its elements only where they are asked for: there may be
+// thousands.
+func (t *nftTable) set(setName string, elements bool) (nftSet, error) {
+	s, known := t.sets[setName]
+	var err error
+	if !known {
+		s, err = t.readSet(setName)
 	}
-	s, err := t.readSet(setName)
+	if err == nil && elements && !s.whole {
+		err = t.readElements(setName, &s)
+	}
 	if err != nil {
 		return s, fmt.Errorf("set %s: %w", setName, err)
 	}
@@ -254,11 +260,15 @@ func (t *nftTable) readSet(setName string) (s nftSet, err error) {
 			return s, err
 		}
 	}
+	return s, nil
+}
+
+func (t *nftTable) readElements(setName string, s *nftSet) error {
 	elements, err := t.library.GetSetElements(&nftables.Set{Table: t.Table, Name: setName})
 	if errors.Is(err, unix.ENOENT) {
-		return s, nil // it went with its rule
+		return nil // it went with its rule
 	}
-	s.exact = true
+	s.whole, s.exact = true, true
 	for _, e := range elements {
 		if e.IntervalEnd || e.KeyEnd != nil {
 			s.exact = false
@@ -266,7 +276,7 @@ func (t *nftTable) readSet(setName string) (s nftSet, err error) {
 		s.keys = append(s.keys, e.Key)
 		s.verdicts = append(s.verdicts, parseVerdict(e.Val))
 	}
-	return s, err
+	return err
 }
 
 // readHead reads of a set's description, if it is that of the named one, what

@@ -337,13 +337,14 @@ func (r *nftRule) matchBits(v value, want []byte, equal bool) {
 }
 
 func (r *nftRule) lookup(e *expr.Lookup) {
-	set, err := r.table.set(e.SetName)
+	v := r.registers[e.SourceRegister]
+	verdicts := e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT
+	set, err := r.table.set(e.SetName, verdicts || v.source == fromState || v.source == fromProtocol)
 	if err != nil && r.err == nil {
 		r.err = err
 	}
 	r.vary(set.varies...)
-	v := r.registers[e.SourceRegister]
-	if e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
+	if verdicts {
 		r.lookupVerdict(set, v)
 		return
 	}
@@ -427,7 +428,7 @@ func (r *nftRule) objref(data []byte) error {
 		case kind == unix.NFTA_OBJREF_IMM_TYPE && len(b) >= 4:
 			r.object(varyingObjects[bigEndian(b)])
 		case kind == unix.NFTA_OBJREF_SET_NAME:
-			set, err := r.table.set(fixedString(b))
+			set, err := r.table.set(fixedString(b), false)
 			r.object(set.varies)
 			return err
 		}
