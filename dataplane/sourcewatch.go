@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/weft-net/weft/dataplane/ebpf"
@@ -24,7 +23,7 @@ func (w *sourceWatch) report(log *slog.Logger, view *ebpf.View) {
 	if time.Since(w.last) < sourceInterval {
 		return
 	}
-	passed, dropped, err := sourceFailures(view)
+	passed, dropped, err := view.SourceFailures()
 	if err != nil || (passed == w.passed && dropped == w.dropped) {
 		return
 	}
@@ -35,16 +34,4 @@ func (w *sourceWatch) report(log *slog.Logger, view *ebpf.View) {
 	}
 	log.Warn("packets fail the source check (weft status lists the senders)", attrs...)
 	w.passed, w.dropped, w.last = passed, dropped, time.Now()
-}
-
-// sourceFailures adds up the reasons of the source check.
-func sourceFailures(view *ebpf.View) (passed, dropped uint64, err error) {
-	counts, err := view.ReasonCounts()
-	for _, c := range counts {
-		if strings.HasPrefix(c.Name, "source_") {
-			passed += c.Passed
-			dropped += c.Dropped
-		}
-	}
-	return passed, dropped, err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -292,6 +293,22 @@ func countReason(m *ebpf.Map, reason int) (ReasonCount, error) {
 		count.Dropped += cpu.Dropped
 	}
 	return count, nil
+}
+
+// SourceFailures counts the packets that failed the source check.
+func (v *View) SourceFailures() (passed, dropped uint64, err error) {
+	for i, reason := range Reasons {
+		if !strings.HasPrefix(reason.Name, "source_") {
+			continue
+		}
+		count, err := countReason(v.maps[weftMapReasons], i)
+		if err != nil {
+			return 0, 0, err
+		}
+		passed += count.Passed
+		dropped += count.Dropped
+	}
+	return passed, dropped, nil
 }
 
 // Suspect is a sender that failed the source check.
