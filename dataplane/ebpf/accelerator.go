@@ -62,9 +62,14 @@ type Accelerator struct {
 	// devices.
 	swept bool
 
-	// attach puts a program at its place and pins the link; tests inject
-	// failures.
+	// spec reads the compiled programs, attach puts one at its place and pins the
+	// link; tests inject failures.
+	spec   func() (*ebpf.CollectionSpec, error)
 	attach func(site, *ebpf.Program, string) (attachment, error)
+}
+
+func newAccelerator(opts Options) *Accelerator {
+	return &Accelerator{opts: opts, spec: loadWeft, attach: attachProgram}
 }
 
 // Desired is what the programs should know and where they should sit.
@@ -102,7 +107,7 @@ func Open(opts Options) (*Accelerator, error) {
 	if err := EnsureBPFFS(opts.PinDir); err != nil {
 		return nil, err
 	}
-	a := &Accelerator{opts: opts, attach: attachProgram}
+	a := newAccelerator(opts)
 	if err := a.load(); err != nil {
 		return nil, explain(err)
 	}

@@ -324,6 +324,30 @@ func TestDriverThatIsLeftAlone(t *testing.T) {
 	}
 }
 
+// A card takes tags off, and the program in its driver would not see which packets had
+// one: it goes when a VLAN comes.
+func TestDriverWithAVLANOnTheUplink(t *testing.T) {
+	w := newXDPWired(t, "observe")
+	mustBe := func(why string, attached bool) {
+		t.Helper()
+		w.sync()
+		if got := w.accel.NoXDP(); got != "" && why == "" || !strings.Contains(got, why) {
+			t.Errorf("in the way is %q, want %q", got, why)
+		}
+		if x, err := w.accel.View().XDP(); err != nil || x.Attached != attached {
+			t.Errorf("a program is in the driver: %v (%v), want %v", x.Attached, err, attached)
+		}
+	}
+	if _, err := w.Try("ip link add link eth0 name eth0.7 type vlan id 7"); err != nil && strings.Contains(err.Error(), "Unknown device type") {
+		t.Skip("this kernel has no VLANs")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	mustBe("the uplink has the VLAN device eth0.7", false)
+	w.Run(t, "ip link delete eth0.7")
+	mustBe("", true)
+}
+
 // The program stays in the driver while an agent takes over from another, unless
 // the new one does not want it; with the programs behind it, it goes.
 func TestDriverIsHandedOver(t *testing.T) {

@@ -33,7 +33,7 @@ func Try(vni uint32, port uint16) (noExpress string, err error) {
 		return "", err
 	}
 	defer os.Remove(dir)
-	a := &Accelerator{opts: Options{PinDir: dir, MaxPeers: 1, VNI: vni, Port: port}}
+	a := newAccelerator(Options{PinDir: dir, MaxPeers: 1, VNI: vni, Port: port})
 	if err := a.load(); err != nil {
 		return "", explain(err)
 	}
@@ -58,7 +58,7 @@ func (a *Accelerator) loadMost(types *btf.Cache) error {
 // loadWith makes the objects: spec → adjust → take over pinned maps → load.
 // types keeps what was read of the kernel's types, which takes long.
 func (a *Accelerator) loadWith(express bool, types *btf.Cache) error {
-	spec, err := loadWeft()
+	spec, err := a.spec()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
 	}

@@ -4,9 +4,11 @@ package ebpf
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/weft-net/weft/test/netns"
@@ -53,7 +55,7 @@ func TestProgramsLoad(t *testing.T) {
 // Where the programs can't do express they do all else, and say why.
 func TestNoExpress(t *testing.T) {
 	h := newHost(t)
-	a := &Accelerator{opts: Options{PinDir: h.pins, MaxPeers: 16, VNI: 1, Port: 8472}, attach: attachProgram}
+	a := newAccelerator(Options{PinDir: h.pins, MaxPeers: 16, VNI: 1, Port: 8472})
 	h.MustDo(t, func() error {
 		return errors.Join(EnsureBPFFS(h.pins), a.loadWith(false, btf.NewCache()), a.recoverSlots())
 	})
@@ -64,6 +66,32 @@ func TestNoExpress(t *testing.T) {
 	b := h.open(t, 16)
 	if missing := MissingFunctions(); b.NoExpress() != missing {
 		t.Errorf("no express for %q, but missing is %q", b.NoExpress(), missing)
+	}
+}
+
+// A kernel that does not take the program for the driver takes the others.
+func TestNoXDP(t *testing.T) {
+	h := newHost(t)
+	a := newAccelerator(Options{PinDir: h.pins, MaxPeers: 16, VNI: 1, Port: 8472, XDP: true})
+	a.spec = func() (*ebpf.CollectionSpec, error) {
+		spec, err := loadWeft()
+		if err == nil {
+			spec.Programs[uplinkXDP].Instructions = asm.Instructions{asm.Return()} // of what?
+		}
+		return spec, err
+	}
+	h.MustDo(t, func() error { return errors.Join(EnsureBPFFS(h.pins), a.load(), a.recoverSlots()) })
+	t.Cleanup(func() { a.Close() })
+	h.sync(t, a)
+	mustAllAttached(t, h.hooks(t), usualKind(t, h))
+	if missing := MissingFunctions(); a.NoExpress() != missing {
+		t.Errorf("no express for %q, but missing is %q", a.NoExpress(), missing)
+	}
+	if why := a.NoXDP(); !strings.Contains(why, "the kernel refuses the programs with XDP") || !strings.Contains(why, "uplink_xdp") {
+		t.Errorf("in the way of XDP is %q", why)
+	}
+	if x, err := a.View().XDP(); err != nil || x.Attached {
+		t.Errorf("a program is in the driver (%v)", err)
 	}
 }
 

@@ -112,6 +112,7 @@ func TestUplinkAndRulesAreWatched(t *testing.T) {
 		"AddressAdded":   "ip addr add 192.0.2.77/24 dev eth0",
 		"AddressDeleted": "ip addr del 2001:db8::11/64 dev eth0",
 		"Down":           "ip link set eth0 down",
+		"DeviceOnIt":     "ip link add link eth0 name on0 type macvlan", // as a VLAN would be
 		"Rule":           "ip rule add from 10.244.25.0/24 lookup 100",
 		"PodsRoute":      "ip route add 10.244.4.128/25 via 192.0.2.1 dev eth0",
 	} {
