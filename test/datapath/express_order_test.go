@@ -16,9 +16,7 @@ import (
 // they come alone and when they come in trains. They may not overtake each other
 // more than on the kernel path alone.
 func TestExpressKeepsOrder(t *testing.T) {
-	for name, opts := range map[string]lab.Options{
-		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
-	} {
+	for name, opts := range wires() {
 		t.Run(name, func(t *testing.T) {
 			opts.Pods = 1
 			seen := map[bool]overtakings{}

@@ -19,9 +19,7 @@ import (
 // received from it, in packets and bytes on the wire, over all paths: for
 // aggregates, fragments and single packets, while acceleration goes on and off.
 func TestWhatOneNodeCountsAsSentTheOtherCountsAsReceived(t *testing.T) {
-	for name, opts := range map[string]lab.Options{
-		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
-	} {
+	for name, opts := range wires() {
 		t.Run(name, func(t *testing.T) {
 			opts.Pods = 2
 			lt, l := newTrafficLab(t, opts)

@@ -25,12 +25,16 @@ import (
 //
 //	n1 weft    n2 weft    n3 kernel    n4 kernel
 //	   p1         p1         p1           p1
-func newMixedLab(tb testing.TB, underlay lab.Underlay) (lab.Test, *lab.Lab) {
+//
+// Over cards, of which there are two, only n1 and n2 are there.
+func newMixedLab(tb testing.TB, opts lab.Options) (lab.Test, *lab.Lab) {
 	tb.Helper()
-	t, l := newTrafficLab(tb, lab.Options{
-		Nodes: 4, Underlay: underlay, Netfilter: true,
-		Kinds: []lab.Kind{lab.Weft, lab.Weft, lab.Kernel, lab.Kernel},
-	})
+	opts.Nodes, opts.Netfilter = 4, true
+	opts.Kinds = []lab.Kind{lab.Weft, lab.Weft, lab.Kernel, lab.Kernel}
+	if opts.Underlay == lab.Cards {
+		opts.Nodes = len(opts.Cards)
+	}
+	t, l := newTrafficLab(tb, opts)
 	for _, n := range l.Nodes {
 		// The kernel limits the rate of ICMP errors, and tests are impatient.
 		if err := n.Sysctl("net/ipv4/icmp_ratemask", "0"); err != nil {
@@ -45,13 +49,20 @@ func newMixedLab(tb testing.TB, underlay lab.Underlay) (lab.Test, *lab.Lab) {
 	return t, l
 }
 
-// mixedRoutes are all combinations; the last is the kernel's alone.
+// mixedPairs are all combinations; the last is the kernel's alone, where it is there.
+func mixedPairs(l *lab.Lab) [][2]*lab.Node {
+	pairs := [][2]*lab.Node{{l.Node(1), l.Node(2)}}
+	if len(l.Nodes) == 4 {
+		pairs = append(pairs, [2]*lab.Node{l.Node(1), l.Node(3)}, [2]*lab.Node{l.Node(3), l.Node(1)}, [2]*lab.Node{l.Node(3), l.Node(4)})
+	}
+	return pairs
+}
+
+// mixedRoutes are those between the nodes' pods.
 func mixedRoutes(l *lab.Lab) []route {
-	routes := []route{
-		between(l.Pod(1, 1), l.Pod(2, 1)),
-		between(l.Pod(1, 1), l.Pod(3, 1)),
-		between(l.Pod(3, 1), l.Pod(1, 1)),
-		between(l.Pod(3, 1), l.Pod(4, 1)),
+	var routes []route
+	for _, ends := range mixedPairs(l) {
+		routes = append(routes, between(ends[0].Pods[0], ends[1].Pods[0]))
 	}
 	for i := range routes {
 		routes[i].underlay = l.Underlay
@@ -91,16 +102,17 @@ func TestWhatPodsSeeOfEachOther(t *testing.T) {
 		{name: "ClusterIP TCP", see: clusterIPTCP, want: "intact", silent: true},
 		{name: "ClusterIP UDP", see: clusterIPUDP, want: "20 of 20 intact"},
 	}
-	for _, underlay := range underlays {
-		t.Run(string(underlay), func(t *testing.T) {
+	for name, opts := range wires() {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			lt, l := newMixedLab(t, underlay)
+			lt, l := newMixedLab(t, opts)
 			for _, r := range mixedRoutes(l) {
 				mustRideBase(lt, r)
 				for _, s := range situations {
 					t.Run(r.String()+"/"+s.name, func(t *testing.T) { expect(t, r, s) })
 				}
 			}
+			mustHaveStripped(lt, l)
 		})
 	}
 }
@@ -114,11 +126,11 @@ func TestWhatHostsAndPodsSeeOfEachOther(t *testing.T) {
 		{name: "UDP in fragments", see: udpOf(8000), want: "20 of 20 intact"},
 		{name: "nobody listens", see: portUnreachable, want: "refused 5 of 5 times"},
 	}
-	for _, underlay := range underlays {
-		t.Run(string(underlay), func(t *testing.T) {
+	for name, opts := range wires() {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			lt, l := newMixedLab(t, underlay)
-			for _, ends := range [][2]*lab.Node{{l.Node(1), l.Node(2)}, {l.Node(1), l.Node(3)}, {l.Node(3), l.Node(1)}, {l.Node(3), l.Node(4)}} {
+			lt, l := newMixedLab(t, opts)
+			for _, ends := range mixedPairs(l) {
 				pod, host, other := podPlace(ends[0].Pods[0]), hostPlace(ends[0]), podPlace(ends[1].Pods[0])
 				overlay := place{&ends[1].Space, ends[1], ends[1].VTEP}
 				for _, r := range []route{{from: host, to: other}, {from: pod, to: overlay}} {
@@ -128,6 +140,7 @@ func TestWhatHostsAndPodsSeeOfEachOther(t *testing.T) {
 					}
 				}
 			}
+			mustHaveStripped(lt, l)
 		})
 	}
 }

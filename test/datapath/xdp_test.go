@@ -14,8 +14,31 @@ import (
 
 // withXDP has nodes strip packets in their uplinks' drivers.
 func withXDP(opts lab.Options) lab.Options {
-	opts.Underlay, opts.AgentFlags = lab.Summed, []string{"--xdp=on"}
-	return opts
+	opts.AgentFlags = []string{"--xdp=on"}
+	return opts.OnCards()
+}
+
+// wires are what lies between nodes, by name: everything has to work on each.
+func wires() map[string]lab.Options {
+	return map[string]lab.Options{
+		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
+	}
+}
+
+// mustHaveStripped fails the test unless the drivers of weft nodes stripped packets,
+// where they should.
+func mustHaveStripped(t lab.Test, l *lab.Lab) {
+	t.Helper()
+	for _, n := range l.Nodes {
+		if n.Kind != lab.Weft || len(l.Options.AgentFlags) == 0 {
+			continue
+		}
+		stripped := mustStatus(t, n).XDP.Stripped
+		t.Logf("%s: %d packets were stripped in the driver", n, stripped)
+		if stripped < 50 {
+			t.Errorf("%s: only %d packets were stripped in the driver", n, stripped)
+		}
+	}
 }
 
 // mustBeHeard waits until the drivers of all weft nodes strip.

@@ -27,6 +27,16 @@ import (
 // carrierTimeout is how long cards may take until they see each other.
 const carrierTimeout = 15 * time.Second
 
+// OnCards are the options of a lab whose wire brings whole checksums: over the cards
+// that the environment names, one for each of two nodes (netns.Cards), or else Summed.
+func (o Options) OnCards() Options {
+	o.Underlay = Summed
+	if cards := netns.Cards(); len(cards) > 1 {
+		o.Underlay, o.Cards = Cards, cards[:2]
+	}
+	return o
+}
+
 // cardFaults are what is wrong with the cards of a lab's options.
 func (o Options) cardFaults() (errs []error) {
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

@@ -11,21 +11,15 @@ import (
 
 	"github.com/weft-net/weft/dataplane"
 	"github.com/weft-net/weft/test/lab"
-	"github.com/weft-net/weft/test/netns"
 )
 
 // Weft strips in its uplink's driver what stock flanneld sends. Everybody reaches
 // everybody, and nothing is lost while the program comes to the driver and goes. The
 // wire is of cards, where there are some.
 func TestStrippingWhatFlanneldSends(t *testing.T) {
-	opts := lab.Options{
-		Store: lab.StoreEtcd, Kinds: []lab.Kind{lab.Weft, lab.Flanneld},
-		Underlay: lab.Summed, AgentFlags: []string{"--xdp=auto"},
-	}
-	if cards := netns.Cards(); len(cards) > 1 {
-		opts.Underlay, opts.Cards = lab.Cards, cards[:2]
-	}
-	_, l := newLab(t, opts)
+	_, l := newLab(t, lab.Options{
+		Store: lab.StoreEtcd, Kinds: []lab.Kind{lab.Weft, lab.Flanneld}, AgentFlags: []string{"--xdp=auto"},
+	}.OnCards())
 	n, peer := l.Node(1), l.Node(2)
 	mustReachAll(t, l)
 	if x := mustXDP(t, n); strings.Contains(x.Reason, "needs Linux 6.6") {
