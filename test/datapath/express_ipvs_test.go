@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -36,19 +35,11 @@ func mustServeByIPVS(t lab.Test, n *lab.Node, proto string, service, backend net
 	t.Run(n, "ip link add kube-ipvs0 type dummy")
 	atEnd(t, n, "ip link delete kube-ipvs0")
 	t.Run(n, "ip address add "+service.Addr().String()+"/32 dev kube-ipvs0")
-	mustIPVS(t, n, "-A", "-"+proto, service.String(), "-s", "rr")
+	t.Run(n, "ipvsadm", "-A", "-"+proto, service.String(), "-s", "rr")
 	atEnd(t, n, "ipvsadm", "-D", "-"+proto, service.String())
-	mustIPVS(t, n, "-a", "-"+proto, service.String(), "-r", backend.String(), "-m")
+	t.Run(n, "ipvsadm", "-a", "-"+proto, service.String(), "-r", backend.String(), "-m")
 	for _, setting := range []string{"conntrack=1", "expire_nodest_conn=1", "conn_reuse_mode=0"} {
 		t.Run(n, "sysctl -q -w net.ipv4.vs."+setting)
-	}
-}
-
-// mustIPVS runs ipvsadm on a node.
-func mustIPVS(t lab.Test, n *lab.Node, args ...string) {
-	t.Helper()
-	if out, err := n.Output(t.Context(), append([]string{"ipvsadm"}, args...)...); err != nil {
-		t.Fatalf("ipvsadm %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 
@@ -82,8 +73,8 @@ func ipvsOtherEndpoint(t lab.Test, w world) {
 	s := c.stream()
 	defer s.cancel()
 	time.Sleep(50 * time.Millisecond)
-	mustIPVS(t, n, "-a", "-u", service.String(), "-r", freshAt.String(), "-m")
-	mustIPVS(t, n, "-d", "-u", service.String(), "-r", oldAt.String())
+	t.Run(n, "ipvsadm", "-a", "-u", service.String(), "-r", freshAt.String(), "-m")
+	t.Run(n, "ipvsadm", "-d", "-u", service.String(), "-r", oldAt.String())
 	gone := time.Now()
 	time.Sleep(cutWithin + time.Second)
 	_, last := oldSeen()

@@ -4,6 +4,7 @@ package datapath_test
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -12,17 +13,22 @@ import (
 	"github.com/weft-net/weft/test/lab"
 )
 
+// stripping is the agent's flag.
+const stripping = "--xdp=on"
+
 // withXDP has nodes strip packets in their uplinks' drivers.
 func withXDP(opts lab.Options) lab.Options {
-	opts.AgentFlags = []string{"--xdp=on"}
+	opts.AgentFlags = []string{stripping}
 	return opts.OnCards()
 }
 
-// wires are what lies between nodes, by name: everything has to work on each.
+// wires are the underlays, and one where drivers strip, by name.
 func wires() map[string]lab.Options {
-	return map[string]lab.Options{
-		"virtual": {Underlay: lab.Virtual}, "wire": {Underlay: lab.Wire}, "XDP": withXDP(lab.Options{}),
+	all := map[string]lab.Options{"XDP": withXDP(lab.Options{})}
+	for _, underlay := range underlays {
+		all[string(underlay)] = lab.Options{Underlay: underlay}
 	}
+	return all
 }
 
 // mustHaveStripped fails the test unless the drivers of weft nodes stripped packets,
@@ -30,7 +36,7 @@ func wires() map[string]lab.Options {
 func mustHaveStripped(t lab.Test, l *lab.Lab) {
 	t.Helper()
 	for _, n := range l.Nodes {
-		if n.Kind != lab.Weft || len(l.Options.AgentFlags) == 0 {
+		if n.Kind != lab.Weft || !slices.Contains(l.Options.AgentFlags, stripping) {
 			continue
 		}
 		stripped := mustStatus(t, n).XDP.Stripped
@@ -132,7 +138,7 @@ func TestXDPStripsTraffic(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustStrip(lt, w.Lab, true, func() { time.Sleep(time.Second) })
-		if err := n.StartAgent(t.Context(), weft, "--xdp=on"); err != nil {
+		if err := n.StartAgent(t.Context(), weft, stripping); err != nil {
 			t.Fatal(err)
 		}
 	}

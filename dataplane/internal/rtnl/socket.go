@@ -20,8 +20,8 @@ import (
 
 const (
 	// BatchSize is how many requests Batch takes, in one datagram. The kernel
-	// queues one acknowledgement of about 1 KiB (with its overhead) for each
-	// before we can read the first, and a default receive queue takes 208 KiB.
+	// may queue a refusal of about 1 KiB (with its overhead) of each before we can
+	// read the first, and a default receive queue takes 208 KiB.
 	BatchSize = 64
 	// askSize is the same for Ask: an answer, such as a link, takes up to 4 KiB.
 	askSize = 32
