@@ -152,7 +152,9 @@ func Open(ctx context.Context, o Options) (_ *Dataplane, err error) {
 // openExpress prepares what programs and firewall need beside a Sync: finding the
 // pods on this node, and following what decides how the host judges packets.
 func (d *Dataplane) openExpress(ctx context.Context) (err error) {
-	d.finder, err = endpoint.Open(endpoint.Options{Log: d.opts.Log, Ours: d.isOurs, ResultsDir: endpoint.ResultsDir})
+	d.finder, err = endpoint.Open(endpoint.Options{
+		Log: d.opts.Log, Ours: d.isOurs, ResultsDir: endpoint.ResultsDir, Ignore: d.kernel.Caused(),
+	})
 	if err != nil {
 		return err
 	}
@@ -172,6 +174,7 @@ func (d *Dataplane) openExpress(ctx context.Context) (err error) {
 		d.pulse.watches(err)
 		return nil
 	}
+	d.injection.unheardBy(d.verdicts)
 	d.stopped.Go(func() { d.pulse.follow(ctx, d.verdicts) })
 	d.stopped.Go(func() { d.followRules(ctx, rules) })
 	return nil

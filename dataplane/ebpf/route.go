@@ -3,24 +3,35 @@
 package ebpf
 
 import (
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
-// routeMTU is the least MTU that a route on a device says of itself, 0 when
-// none does. The VXLAN driver obeys it; bpf_fib_lookup() knows only locked ones
-// (ip_mtu_from_fib_result in net/ipv4/route.c).
-func routeMTU(device int) int {
-	routes, err := netlink.RouteListFiltered(unix.AF_INET,
-		&netlink.Route{LinkIndex: device, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-	if err != nil && len(routes) == 0 {
+// routeMTU is the least MTU that a route on a device says of itself, in whatever
+// table, 0 when none does or they can't be read. The VXLAN driver obeys it;
+// bpf_fib_lookup() knows only locked ones (ip_mtu_from_fib_result in
+// net/ipv4/route.c).
+func routeMTU(device int) (least int) {
+	socket, err := rtnl.Open()
+	if err != nil {
 		return 0
 	}
-	least := 0
-	for _, r := range routes {
-		if r.MTU > 0 && (least == 0 || r.MTU < least) {
-			least = r.MTU
-		}
-	}
+	defer socket.Close()
+	_ = socket.Dump( // what was read last counts, be it not whole
+		rtnl.DumpTries,
+		func() *rtnl.Request {
+			fixed := make([]byte, unix.SizeofRtMsg)
+			fixed[0] = unix.AF_INET
+			return rtnl.NewRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP, fixed...).Uint32(unix.RTA_OIF, uint32(device))
+		},
+		unix.RTM_NEWROUTE,
+		func() { least = 0 },
+		func(data []byte) {
+			if mtu := rtnl.RouteMTU(data); mtu > 0 && (least == 0 || mtu < least) {
+				least = mtu
+			}
+		},
+	)
 	return least
 }

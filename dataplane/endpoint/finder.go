@@ -31,6 +31,8 @@ type Options struct {
 	// ResultsDir is where the results of CNI plugins lie. They are believed
 	// only for pods that the kernel refuses to show. Empty means nowhere.
 	ResultsDir string
+	// Ignore matches events that have to do with no pod, for Watch not to be woken.
+	Ignore [][]rtnl.Match
 }
 
 // OursByName recognises weft's programs by their names. A tcx program's name is

@@ -21,7 +21,7 @@ var hostGroups = []int{
 	unix.RTNLGRP_LINK,
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-	unix.RTNLGRP_NEIGH, // FDB entries
+	unix.RTNLGRP_NEIGH, // stations of bridges
 	unix.RTNLGRP_TC,
 }
 
@@ -102,6 +102,7 @@ func (w *watcher) subscribe() error {
 		if w.host, err = rtnl.Open(hostGroups...); err != nil {
 			return err
 		}
+		w.host.Drop(append(noStations(), w.finder.opts.Ignore...)...)
 		w.pods, err = rtnl.Open(podGroups...)
 		if err == nil {
 			err = w.finder.listenAll(w.pods)
@@ -115,6 +116,20 @@ func (w *watcher) subscribe() error {
 		}
 		return nil
 	})
+}
+
+// noStations matches the neighbours that are no stations of a bridge: those of IP,
+// and the addresses that a device itself listens to or, as VXLAN does, sends by.
+func noStations() (all [][]rtnl.Match) {
+	const family, flags = unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN + 10 // in struct ndmsg
+	for _, kind := range []uint16{unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH} {
+		all = append(all,
+			[]rtnl.Match{rtnl.Kind(kind), {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET}},
+			[]rtnl.Match{rtnl.Kind(kind), {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET6}},
+			[]rtnl.Match{rtnl.Kind(kind), {Offset: flags, Size: 1, Mask: unix.NTF_SELF, Value: unix.NTF_SELF}},
+		)
+	}
+	return all
 }
 
 // deaf says, once, that pods' namespaces can't be heard.

@@ -352,3 +352,37 @@ func TestHelperSeesWhatItMay(t *testing.T) {
 		fmt.Println("deaf")
 	}
 }
+
+// What has to do with peers is not even heard: there may be thousands of them.
+func TestPeersAreNotHeard(t *testing.T) {
+	n := newNode(t)
+	n.finder.opts.Ignore = [][]rtnl.Match{{rtnl.Kind(unix.RTM_NEWROUTE)}}
+	n.pod(t, "a", "10.244.1.2")
+	n.Run(t, "ip link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1", "ip link set flannel.1 up")
+	time.Sleep(soon / 4) // until all that is told of the devices has been
+	w := &watcher{finder: n.finder}
+	if err := w.subscribe(); err != nil {
+		t.Fatal(err)
+	}
+	defer w.host.Close()
+	if w.pods != nil {
+		defer w.pods.Close()
+	}
+	n.Run(t,
+		"bridge fdb add 0a:00:00:00:00:0b dev flannel.1 dst 192.0.2.12 self permanent",
+		"ip neigh add 10.244.2.0 lladdr 0a:00:00:00:00:0b dev flannel.1 nud permanent",
+		"ip -6 neigh add fd00::2 lladdr 0a:00:00:00:00:0b dev flannel.1 nud permanent",
+		"ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",
+		"bridge fdb del 0a:00:00:00:00:0b dev flannel.1 dst 192.0.2.12 self permanent",
+		"bridge fdb add 0a:00:00:00:00:77 dev va master static",
+	)
+	received, err := w.host.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m := range received {
+		if _, mac, ok := parseStation(m.Data); m.Kind != unix.RTM_NEWNEIGH || !ok || mac.String() != "0a:00:00:00:00:77" {
+			t.Errorf("heard of kind %d, of %v first; want the bridge's station", m.Kind, mac)
+		}
+	}
+}

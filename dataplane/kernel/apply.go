@@ -151,9 +151,10 @@ type outcome struct {
 func (p *Path) applyPeers(ctx context.Context, steps []Step, index int) outcome {
 	o := outcome{failed: map[netip.Prefix]error{}}
 	debug := p.log.Enabled(ctx, slog.LevelDebug)
+	var group []Step
+	var requests []*rtnl.Request
 	for len(steps) > 0 {
-		var group []Step
-		var requests []*rtnl.Request
+		group, requests = group[:0], requests[:0]
 		next := 0
 		for next < len(steps) && steps[next].Op == steps[0].Op && len(group) < rtnl.BatchSize {
 			s := steps[next]

@@ -18,9 +18,11 @@ type interest struct {
 	// networks are the overlay's, own this node's share of them, where pods'
 	// own routes come and go.
 	networks, own []netip.Prefix
-	// gateways and macs are those of all peers.
+	// gateways are those of all peers, and fdb the entries that peers have by their
+	// MACs; the zero entry where two peers have the same MAC, or with DirectRouting
+	// may have none.
 	gateways map[netip.Addr]bool
-	macs     map[state.MAC]bool
+	fdb      map[state.MAC]fdbEntry
 	// local are the underlay addresses that packets are sent from. They may be
 	// on another device than the uplink.
 	local []netip.Addr
@@ -37,11 +39,15 @@ func newInterest(s state.State, uplinkIndex int) *interest {
 		networks:    s.Networks,
 		own:         s.Local.Prefixes,
 		gateways:    make(map[netip.Addr]bool, len(s.Peers)),
-		macs:        make(map[state.MAC]bool, len(s.Peers)),
+		fdb:         make(map[state.MAC]fdbEntry, len(s.Peers)),
 	}
 	for _, p := range s.Peers {
 		in.gateways[p.Prefix.Addr()] = true
-		in.macs[p.MAC] = true
+		entry := fdbEntry{mac: p.MAC, dst: p.PublicIP, permanent: true}
+		if other, taken := in.fdb[p.MAC]; s.DirectRouting || taken && other != entry {
+			entry = fdbEntry{}
+		}
+		in.fdb[p.MAC] = entry
 		if s.DirectRouting {
 			in.remotes = append(in.remotes, p.PublicIP)
 		}
@@ -88,7 +94,12 @@ func (in *interest) inNeighbour(n neighbour, added bool) bool {
 	return in.gateways[n.ip] || added && n.permanent
 }
 
-// inFDB is the same for a forwarding entry.
+// inFDB is the same for a forwarding entry. One that is as it shall be does not
+// matter: most often it was made by ourselves.
 func (in *interest) inFDB(f fdbEntry, added bool) bool {
-	return in.macs[f.mac] || added && f.permanent
+	wanted, peers := in.fdb[f.mac]
+	if added && peers {
+		return f != wanted
+	}
+	return peers || added && f.permanent
 }

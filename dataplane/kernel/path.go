@@ -102,6 +102,17 @@ func (p *Path) Close() error {
 	return nil
 }
 
+// Caused matches the events about routes and neighbours that the path itself has
+// caused, for those who listen for what others change. Of FDB entries of a VXLAN
+// device the kernel does not say who has caused them (vxlan_fdb_notify).
+func (p *Path) Caused() [][]rtnl.Match {
+	var all [][]rtnl.Match
+	for _, kind := range []uint16{unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH} {
+		all = append(all, []rtnl.Match{rtnl.CausedBy(p.socket.Port()), rtnl.Kind(kind)})
+	}
+	return all
+}
+
 // begin begins one reading or change; the caller defers end. A path that was
 // closed must not be used: without its sockets netlink would open new ones, in
 // whatever namespace the thread is in.
@@ -169,7 +180,12 @@ func (p *Path) Plan(s state.State) (Plan, error) {
 	errs := []error{err}
 	all.Uplink = found.uplink
 	for _, o := range found.overlays {
-		plan, _, err := p.plan(o, s.Peers, found.wanted)
+		have, err := p.read(o, found.wanted)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		plan, err := makePlan(o, s.Peers, have)
 		all.Steps = append(all.Steps, plan.Steps...)
 		all.Skipped = append(all.Skipped, plan.Skipped...)
 		all.Direct = append(all.Direct, plan.Direct...)
@@ -240,18 +256,13 @@ func publicIPs(peers []state.Peer, o overlay) []netip.Addr {
 	return addrs
 }
 
-// plan reads what the kernel holds of an overlay and compares.
-func (p *Path) plan(o overlay, peers []state.Peer, wanted map[netip.Prefix]bool) (Plan, actual, error) {
+// read reads what the kernel holds of an overlay.
+func (p *Path) read(o overlay, wanted map[netip.Prefix]bool) (actual, error) {
 	addrs, err := p.readAddresses()
 	if err != nil {
-		return Plan{}, actual{}, err
+		return actual{}, err
 	}
-	have, err := p.readActual(o, wanted, addrs)
-	if err != nil {
-		return Plan{}, have, err
-	}
-	plan, err := makePlan(o, peers, have)
-	return plan, have, err
+	return p.readActual(o, wanted, addrs)
 }
 
 // syncOverlay makes one family's overlay so: first the device, then, read
@@ -262,13 +273,15 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("overlay device %s: %w", o.name, err)
 		}
-		plan, have, err := p.plan(o, peers, wanted)
+		have, err := p.read(o, wanted)
 		if err != nil {
 			return err
 		}
-		steps := plan.deviceSteps()
-		peerSteps := plan.Steps[len(steps):]
-		steps = slices.DeleteFunc(slices.Clone(steps), func(s Step) bool { return refused[s] != nil })
+		var device Plan
+		if _, err := planDevice(&device, o, have.device); err != nil {
+			return err
+		}
+		steps := slices.DeleteFunc(device.Steps, func(s Step) bool { return refused[s] != nil })
 		if len(steps) > 0 {
 			if round == maxRounds {
 				return fmt.Errorf("overlay device %s: somebody keeps changing it; still to be done: %s", o.name, steps[0])
@@ -287,7 +300,11 @@ func (p *Path) syncOverlay(ctx context.Context, o overlay, peers []state.Peer, w
 			}
 			continue
 		}
-		outcome := p.applyPeers(ctx, peerSteps, have.device.index)
+		plan, err := makePlan(o, peers, have)
+		if err != nil {
+			return err
+		}
+		outcome := p.applyPeers(ctx, plan.peerSteps(), have.device.index)
 		res.Steps += outcome.done
 		if len(outcome.failed)+len(outcome.stale) > 0 && round < maxRounds && ctx.Err() == nil {
 			p.log.Debug("looking again", "device", o.name, "failed", len(outcome.failed), "stale", len(outcome.stale))

@@ -188,13 +188,13 @@ func makePlan(want overlay, peers []state.Peer, have actual) (Plan, error) {
 	return plan, nil
 }
 
-// deviceSteps are the steps that make or change the device itself.
-func (p Plan) deviceSteps() []Step {
+// peerSteps are the steps behind those that make or change the device itself.
+func (p Plan) peerSteps() []Step {
 	i := slices.IndexFunc(p.Steps, func(s Step) bool { return s.Op > SetUp })
 	if i < 0 {
-		return p.Steps
+		return nil
 	}
-	return p.Steps[:i]
+	return p.Steps[i:]
 }
 
 // planDevice plans the device itself and returns the MAC it will have.
@@ -329,7 +329,9 @@ func planPeers(plan *Plan, want ownership, have actual) {
 	// What is left on the overlay device of peers that DirectRouting serves.
 	leftNeighbours := map[netip.Addr]netip.Prefix{}
 	leftFDB := map[state.MAC]netip.Prefix{}
-	var setFDB, setNeighbours, setGateways, setRoutes, deleteGateways []Step
+	missing := max(0, len(want.peers)-len(have.routes)) // many, at the start
+	setFDB, setNeighbours, setRoutes := make([]Step, 0, missing), make([]Step, 0, missing), make([]Step, 0, missing)
+	var setGateways, deleteGateways []Step
 	misled := misleading(want.overlay, have.routes)
 	for _, p := range want.peers {
 		gateway := p.Prefix.Addr()

@@ -27,7 +27,7 @@ func FuzzParse(f *testing.F) {
 		r, _ := parseRoute(data)
 		_ = r.String()
 		_, _ = parseLink(data)
-		_ = hasMTU(data)
+		_ = rtnl.RouteMTU(data)
 		_ = isOnLink(data, 3)
 		for range gateways(data) {
 			continue

@@ -31,7 +31,7 @@ const resubscribeDelay = time.Second
 
 // Watch nudges whenever something that Sync cares about may have changed,
 // until ctx is done or the path closed; then the channel is closed. Many changes make one nudge.
-// Sync's own changes are seen too: they cause one more Sync, which finds
+// Sync's own changes of devices are seen too: they cause one more Sync, which finds
 // nothing to do and so causes no more.
 //
 // What to care about is known from the last Sync. Events that came while
@@ -95,6 +95,7 @@ func (w *watcher) subscribe() error {
 	if err != nil {
 		return err
 	}
+	w.socket.Drop(w.path.Caused()...)
 	if err := w.findDevices(); err != nil {
 		w.socket.Close()
 		return err
@@ -197,10 +198,10 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 			return false
 		}
 		index := int(binary.NativeEndian.Uint32(m.Data[4:]))
-		return index == in.uplinkIndex || w.devices[index] || in.isLocal(m.Data)
+		return index == in.uplinkIndex || w.devices[index] && !isLinkLocal(m.Data) || in.isLocal(m.Data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, ok := parseRoute(m.Data)
-		if r.index == in.uplinkIndex && hasMTU(m.Data) {
+		if r.index == in.uplinkIndex && rtnl.RouteMTU(m.Data) > 0 {
 			return true // the accelerator has to know
 		}
 		return ok && (w.devices[r.index] || in.inRoute(r.prefix)) || in.inUnderlay(r.prefix)
@@ -222,6 +223,17 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 // isLocal reports whether an event about an address (struct ifaddrmsg and
 // attributes) is about one that packets are sent from.
 func (in *interest) isLocal(data []byte) bool {
+	return hasAddress(data, func(a netip.Addr) bool { return slices.Contains(in.local, a) })
+}
+
+// isLinkLocal reports whether an event about an address is about one that the kernel
+// gives each device: nobody leans on an overlay device's, and it comes a second
+// after the device.
+func isLinkLocal(data []byte) bool { return hasAddress(data, netip.Addr.IsLinkLocalUnicast) }
+
+// hasAddress reports whether an event about an address (struct ifaddrmsg and
+// attributes) is about one that is such.
+func hasAddress(data []byte, such func(netip.Addr) bool) bool {
 	if len(data) < unix.SizeofIfAddrmsg {
 		return false
 	}
@@ -229,7 +241,7 @@ func (in *interest) isLocal(data []byte) bool {
 		if kind != unix.IFA_LOCAL && kind != unix.IFA_ADDRESS {
 			continue
 		}
-		if a, ok := netip.AddrFromSlice(value); ok && slices.Contains(in.local, a) {
+		if a, ok := netip.AddrFromSlice(value); ok && such(a) {
 			return true
 		}
 	}
@@ -249,22 +261,4 @@ func (w *watcher) relevantLink(in *interest, m rtnl.Message) bool {
 		w.devices[index] = true
 	}
 	return is || was || name == in.uplink || index == in.uplinkIndex
-}
-
-// hasMTU reports whether a route says an MTU of itself.
-func hasMTU(data []byte) bool {
-	if len(data) < unix.SizeofRtMsg {
-		return false
-	}
-	for kind, metrics := range rtnl.Attributes(data[unix.SizeofRtMsg:]) {
-		if kind != unix.RTA_METRICS {
-			continue
-		}
-		for metric := range rtnl.Attributes(metrics) {
-			if metric == unix.RTAX_MTU {
-				return true
-			}
-		}
-	}
-	return false
 }

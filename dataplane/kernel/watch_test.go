@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/state"
 )
 
 const (
@@ -147,6 +149,40 @@ func TestLifeOfTheHostDoesNotNudge(t *testing.T) {
 		t.Error("nudged")
 	case <-time.After(quiet):
 	}
+}
+
+// What Sync itself does about peers needs no further Sync, nor does the address that
+// the kernel gives each device.
+func TestOwnChangesOfPeersDoNotNudge(t *testing.T) {
+	n, nudges := watching(t, peerB)
+	n.state.Networks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	many, moved := manyPeers(300), manyPeers(300)
+	for i := range moved {
+		moved[i].MAC[0] ^= 0x10
+		moved[i].PublicIP = netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+	}
+	mustBeQuiet := func(after string) {
+		select {
+		case <-nudges:
+			t.Errorf("nudged after %s", after)
+		case <-time.After(quiet): // what comes later is judged by what is wanted then
+		}
+	}
+	for _, change := range []struct {
+		what  string
+		peers []state.Peer
+	}{
+		{"300 came", append(n.state.Peers, many...)}, {"100 went", many[100:]},
+		{"all went", nil}, {"all came back", many}, {"all have moved", moved},
+	} {
+		n.state.Peers = change.peers
+		if res := n.sync(t); res.Steps == 0 {
+			t.Fatalf("%s: nothing was done", change.what)
+		}
+		mustBeQuiet(change.what)
+	}
+	n.Run(t, "ip addr add fe80::77/64 dev flannel.1", "ip addr del fe80::77/64 dev flannel.1")
+	mustBeQuiet("a link-local address came and went")
 }
 
 // Sync upon every nudge comes to rest, also when the socket ran over.

@@ -4,7 +4,6 @@ package verdicts
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/dataplane/internal/rtnl"
 )
 
 const (
@@ -94,38 +95,24 @@ func routeKind(head []byte) Changes {
 // message (NFT_MSG_NEWGEN) comes through, as does what the kernel tells outside
 // of transactions. Of a datagram the first message is looked at: a transaction
 // shares none with others, and its last message has one of its own.
-var transactionsOnce = dropMessages(
-	unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
-	unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE,
-	unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET,
-	unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM,
+var transactionsOnce = rtnl.DropFilter(
+	ofNftables(unix.NFT_MSG_NEWCHAIN), ofNftables(unix.NFT_MSG_DELCHAIN),
+	ofNftables(unix.NFT_MSG_NEWRULE), ofNftables(unix.NFT_MSG_DELRULE),
+	ofNftables(unix.NFT_MSG_NEWSET), ofNftables(unix.NFT_MSG_DELSET),
+	ofNftables(unix.NFT_MSG_NEWSETELEM), ofNftables(unix.NFT_MSG_DELSETELEM),
 )
 
-// dropMessages makes a filter that drops datagrams that begin with one of the
-// given messages of nftables.
-func dropMessages(kinds ...int) []unix.SockFilter {
-	const kindOffset = 4 // in struct nlmsghdr
-	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: kindOffset}}
-	for i, kind := range kinds {
-		// A filter loads in network byte order what is in the machine's.
-		var b [2]byte
-		native.PutUint16(b[:], uint16(unix.NFNL_SUBSYS_NFTABLES<<8|kind))
-		filter = append(filter, unix.SockFilter{
-			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K,
-			K:    uint32(binary.BigEndian.Uint16(b[:])),
-			Jt:   uint8(len(kinds) - i), // to the end, which drops
-		})
-	}
-	return append(filter,
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: ^uint32(0)},
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0})
+// ofNftables matches messages of nftables of a kind.
+func ofNftables(kind uint16) []rtnl.Match {
+	return []rtnl.Match{rtnl.Kind(unix.NFNL_SUBSYS_NFTABLES<<8 | kind)}
 }
 
 // socket hears the events of the namespace it was opened in.
 type socket struct {
+	subscription
+
 	file *os.File
 	conn syscall.RawConn
-	kind func(head []byte) Changes
 }
 
 // subscribe opens a socket in the namespace of the calling thread.
@@ -135,7 +122,7 @@ func subscribe(s subscription) (_ *socket, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	opened := &socket{file: os.NewFile(uintptr(fd), "netlink"), kind: s.kind}
+	opened := &socket{subscription: s, file: os.NewFile(uintptr(fd), "netlink")}
 	defer func() {
 		if err != nil {
 			opened.close()
@@ -145,21 +132,29 @@ func subscribe(s subscription) (_ *socket, err error) {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	if s.filter != nil {
-		// Without it there is more to read, and that is all.
-		_ = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-			&unix.SockFprog{Len: uint16(len(s.filter)), Filter: &s.filter[0]})
+		rtnl.SetFilter(fd, s.filter)
 	}
 	// More than the machine's limit needs CAP_NET_ADMIN, which the groups need too.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveSize)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("binding a netlink socket: %w", err)
 	}
-	for _, group := range s.groups {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-			return nil, fmt.Errorf("joining netlink group %d: %w", group, err)
+	return opened, opened.membership(unix.NETLINK_ADD_MEMBERSHIP)
+}
+
+// membership joins its groups (NETLINK_ADD_MEMBERSHIP), or leaves them
+// (NETLINK_DROP_MEMBERSHIP).
+func (s *socket) membership(option int) error {
+	var setErr error
+	err := s.conn.Control(func(fd uintptr) {
+		for _, group := range s.groups {
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, option, group); err != nil {
+				setErr = fmt.Errorf("joining or leaving netlink group %d: %w", group, err)
+				return
+			}
 		}
-	}
-	return opened, nil
+	})
+	return cmp.Or(err, setErr)
 }
 
 // close ends the socket.

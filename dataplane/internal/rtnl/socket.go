@@ -104,6 +104,15 @@ func (s *Socket) SetOption(level, option, value int) error {
 	return cmp.Or(err, optErr)
 }
 
+// Port is the socket's address in netlink, by which the kernel tells who caused an
+// event.
+func (s *Socket) Port() uint32 { return s.port }
+
+// Drop has the kernel drop events as DropFilter says.
+func (s *Socket) Drop(drops ...[]Match) {
+	_ = s.conn.Control(func(fd uintptr) { SetFilter(int(fd), DropFilter(drops...)) })
+}
+
 // Receive waits for one datagram and returns its messages. ENOBUFS says that
 // events were lost; the socket goes on. Of events that come one upon another the
 // first is returned at once, and those behind it when some have gathered: each
