@@ -11,6 +11,7 @@ import (
 	"github.com/weft-net/weft/dataplane/firewall"
 	"github.com/weft-net/weft/dataplane/kernel"
 	"github.com/weft-net/weft/dataplane/state"
+	"github.com/weft-net/weft/dataplane/verdicts"
 )
 
 // injection keeps pods from sending into the overlay network as if they were
@@ -32,6 +33,14 @@ func openInjection(log *slog.Logger) *injection {
 		i.fail(err)
 	}
 	return i
+}
+
+// unheardBy has no element of its sets told to who follows the host's rules: they
+// are more than anything else that changes there.
+func (i *injection) unheardBy(w *verdicts.Watcher) {
+	if i.firewall != nil {
+		i.firewall.Around(w.Unheard)
+	}
 }
 
 // syncState takes over what a state says, with those of its aliases that can be.

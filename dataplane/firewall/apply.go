@@ -13,8 +13,8 @@ import (
 )
 
 // elementsPerMessage bounds a message, whose list of elements has a length of
-// 16 bits.
-const elementsPerMessage = 1000
+// 16 bits. A prefix makes two of one.
+const elementsPerMessage = 500
 
 // apply does all steps in one transaction, or none.
 func (s *socket) apply(p plan) error {
@@ -61,9 +61,9 @@ func (s *socket) addStep(p step) error {
 	case flushSet:
 		s.FlushSet(set)
 	case addElements:
-		return inMessages(set, keys(p.set, p.elements), s.SetAddElements)
+		return inMessages(p, set, s.SetAddElements)
 	case deleteElements:
-		return inMessages(set, keys(p.set, p.elements), s.SetDeleteElements)
+		return inMessages(p, set, s.SetDeleteElements)
 	case addChain:
 		if p.chain.hook != "" {
 			accept := nftables.ChainPolicyAccept
@@ -82,10 +82,10 @@ func (s *socket) addStep(p step) error {
 	return nil
 }
 
-// inMessages hands elements over in portions.
-func inMessages(set *nftables.Set, all []nftables.SetElement, add func(*nftables.Set, []nftables.SetElement) error) error {
-	for some := range slices.Chunk(all, elementsPerMessage) {
-		if err := add(set, some); err != nil {
+// inMessages hands a step's elements over in portions.
+func inMessages(p step, set *nftables.Set, add func(*nftables.Set, []nftables.SetElement) error) error {
+	for some := range slices.Chunk(p.elements, elementsPerMessage) {
+		if err := add(set, keys(p.set, some)); err != nil {
 			return err
 		}
 	}

@@ -189,7 +189,7 @@ func planElements(name string, want set, have map[element]bool) (more, less plan
 
 // without are the elements of a that are not in b, sorted.
 func without(a, b map[element]bool) []element {
-	var only []element
+	only := make([]element, 0, max(0, len(a)-len(b)))
 	for e := range a {
 		if !b[e] {
 			only = append(only, e)

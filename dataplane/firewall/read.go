@@ -220,7 +220,7 @@ func (s *socket) readChains(t *table, want table) error {
 
 // keys are the elements in the library's words.
 func keys(kind setType, elements []element) []nftables.SetElement {
-	var list []nftables.SetElement
+	list := make([]nftables.SetElement, 0, len(elements))
 	for _, e := range elements {
 		switch {
 		case kind.key == "ifname":

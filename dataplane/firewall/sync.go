@@ -18,6 +18,8 @@ import (
 type Firewall struct {
 	log       *slog.Logger
 	namespace *rtnl.Namespace
+	// around runs each change of the table.
+	around func(change func() error) error
 	// mu makes one reading or change happen at a time.
 	mu sync.Mutex
 	// known is the table as it was in a generation of nf_tables; nil when we
@@ -40,7 +42,7 @@ func Open(log *slog.Logger) (_ *Firewall, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Firewall{log: log, namespace: namespace}
+	f := &Firewall{log: log, namespace: namespace, around: func(change func() error) error { return change() }}
 	defer func() {
 		if err != nil {
 			_ = namespace.Close()
@@ -50,6 +52,14 @@ func Open(log *slog.Logger) (_ *Firewall, err error) {
 		_, err := s.generation()
 		return err
 	})
+}
+
+// Around has each change of the table by Sync run by around, which runs what it is
+// given, once.
+func (f *Firewall) Around(around func(change func() error) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.around = around
 }
 
 // Close lets go of the namespace. The table stays, and drops. Remove takes it
@@ -108,7 +118,7 @@ func (f *Firewall) sync(want table) error {
 		last = err
 	}
 	f.log.Warn("the table can't be repaired, so it is made anew", "table", tableName, "err", last)
-	if err := f.with(func(s *socket) error { return s.rebuild(want) }); err != nil {
+	if err := f.with(func(s *socket) error { return f.around(func() error { return s.rebuild(want) }) }); err != nil {
 		return fmt.Errorf("firewall: making table inet %s: %w", tableName, err)
 	}
 	return nil
@@ -131,7 +141,7 @@ func (f *Firewall) write(s *socket, want, have table, generation uint32) error {
 		return nil
 	}
 	f.known = nil
-	if err := s.apply(todo); err != nil {
+	if err := f.around(func() error { return s.apply(todo) }); err != nil {
 		return err
 	}
 	f.log.Info("table changed", "table", tableName, "new", !have.exists, "steps", len(todo))

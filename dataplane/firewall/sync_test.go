@@ -544,3 +544,33 @@ func BenchmarkSync(b *testing.B) {
 		})
 	}
 }
+
+// Each change of the table runs within what was given, and nothing else does.
+func TestChangesRunWithinWhatIsGiven(t *testing.T) {
+	ns := netns.New(t)
+	fw := open(t, ns)
+	generation := func() (g uint32) {
+		if err := fw.with(func(s *socket) (err error) {
+			g, err = s.generation()
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	var within uint32
+	fw.Around(func(change func() error) error {
+		before := generation()
+		defer func() { within += generation() - before }()
+		return change()
+	})
+	before := generation()
+	for _, r := range []Rules{someRules(), someRules(), crowd(3), {Port: 8472}, someRules()} {
+		mustSync(t, fw, r)
+	}
+	nft(t, ns, "delete table inet weft") // one of another
+	mustSync(t, fw, someRules())
+	if all := generation() - before; within != 5 || all != within+1 {
+		t.Errorf("%d of %d changes were within, want 5 of 6", within, all)
+	}
+}

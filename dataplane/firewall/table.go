@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -52,10 +53,10 @@ func (e element) String() string {
 
 // compare orders elements for printing.
 func (e element) compare(other element) int {
-	if c := e.prefix.Compare(other.prefix); c != 0 {
-		return c
-	}
-	return strings.Compare(e.name, other.name)
+	return cmp.Or(
+		e.prefix.Addr().Compare(other.prefix.Addr()), cmp.Compare(e.prefix.Bits(), other.prefix.Bits()),
+		strings.Compare(e.name, other.name),
+	)
 }
 
 // chain is a chain and its rules.

@@ -73,8 +73,15 @@ type Watcher struct {
 
 	closed atomic.Bool
 
+	// unheard is held while nothing is heard of nf_tables.
+	unheard sync.Mutex
+
 	mu    sync.Mutex
 	blind []string
+	// untold is what may have changed besides what the sockets tell.
+	untold Changes
+	// deaf is why something is heard no more.
+	deaf error
 }
 
 // Open subscribes in the network namespace of the calling thread. From its
@@ -205,6 +212,9 @@ func (w *Watcher) wait(ctx context.Context, end time.Time) (Changes, error) {
 
 // look reads all that was told, and polls when it is time to.
 func (w *Watcher) look() (changes Changes, err error) {
+	if changes, err = w.takeUntold(); err != nil {
+		return changes, err
+	}
 	for _, s := range w.sockets {
 		seen, err := s.drain()
 		if err != nil {
@@ -240,7 +250,8 @@ func (w *Watcher) sleep(ctx context.Context, end time.Time) error {
 	if err := w.epoll.SetReadDeadline(end); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil { // its deadline may have been overwritten
+	// Whoever moved the deadline to wake us may have done so before.
+	if err := ctx.Err(); err != nil || w.hasUntold() {
 		return err
 	}
 	var waitErr error
@@ -253,6 +264,45 @@ func (w *Watcher) sleep(ctx context.Context, end time.Time) error {
 		return nil
 	}
 	return errors.Join(err, waitErr)
+}
+
+// Unheard runs do, and hears nothing of nf_tables meanwhile; then Wait tells that
+// nf_tables has changed, whatever did. It is for large changes of one's own: where
+// somebody listens the kernel makes a message of each element of a set
+// (nf_tables_setelem_notify), which takes longer than to add it.
+func (w *Watcher) Unheard(do func() error) error {
+	w.unheard.Lock()
+	defer w.unheard.Unlock()
+	for _, s := range w.sockets {
+		if s.protocol != unix.NETLINK_NETFILTER || s.membership(unix.NETLINK_DROP_MEMBERSHIP) != nil {
+			continue // then it is heard, and that is all
+		}
+		defer func() { w.tell(Nftables, s.membership(unix.NETLINK_ADD_MEMBERSHIP)) }()
+	}
+	return do()
+}
+
+// tell has Wait return changes, or an error from now on.
+func (w *Watcher) tell(changes Changes, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.untold |= changes
+	w.deaf = errors.Join(w.deaf, err)
+	_ = w.epoll.SetReadDeadline(time.Now())
+}
+
+func (w *Watcher) hasUntold() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.untold != 0 || w.deaf != nil
+}
+
+func (w *Watcher) takeUntold() (Changes, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	changes := w.untold
+	w.untold = 0
+	return changes, w.deaf
 }
 
 // poll looks at what sends no event.

@@ -404,3 +404,44 @@ func TestFilesThatComeAndGo(t *testing.T) {
 	mustRead("2\n")
 	p.close()
 }
+
+// What is done unheard is told when it is done, by whomever, and what comes after it
+// as ever.
+func TestUnheardChangesAreToldOnce(t *testing.T) {
+	n := newNode(t)
+	n.Run(t, "nft add table inet t", "nft add set inet t s { type ipv4_addr; }")
+	w := n.mustOpen(t, Options{Poll: time.Hour}) // nothing but what is told wakes it
+	told := make(chan Changes, 1)
+	err := w.Unheard(func() error {
+		n.Run(t, "nft add element inet t s { 10.0.0.1 }", "nft add chain inet t c")
+		mustSeeNothing(t, w, quiet)
+		n.Run(t, "ip route add 10.8.0.0/16 dev n0")
+		mustSee(t, w, Routes)
+		mustSeeNothing(t, w, quiet)
+		go func() {
+			changes, err := w.Wait(t.Context(), 10*soon)
+			if err != nil {
+				t.Error(err)
+			}
+			told <- changes
+		}()
+		time.Sleep(quiet) // for it to wait
+		return errDone
+	})
+	if !errors.Is(err, errDone) {
+		t.Errorf("error %v, want what was returned", err)
+	}
+	select {
+	case changes := <-told:
+		if changes != Nftables {
+			t.Errorf("seen: %v, want %v", changes, Nftables)
+		}
+	case <-time.After(soon):
+		t.Fatal("not told")
+	}
+	mustSeeNothing(t, w, quiet)
+	n.Run(t, "nft add element inet t s { 10.0.0.2 }")
+	mustSee(t, w, Nftables)
+}
+
+var errDone = errors.New("done")
