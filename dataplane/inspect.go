@@ -34,6 +34,9 @@ func (d *Dataplane) Report(context.Context) (Report, error) { return d.report((*
 // more there are: it tells how packets travel, and what is in the way.
 func (d *Dataplane) Brief(context.Context) (Report, error) { return d.report(nil) }
 
+// Counts is a Brief with the peers' counters.
+func (d *Dataplane) Counts(context.Context) (Report, error) { return d.report((*reading).onlyCounters) }
+
 // report reads a report as far as more does, and adds what only the agent knows.
 func (d *Dataplane) report(more func(*reading) error) (Report, error) {
 	d.mu.Lock()
@@ -171,13 +174,32 @@ func (r *reading) readPeers() error {
 		return err
 	}
 	r.Peers = comparePeers(peers, entries, families{r.now.IPv4, r.now.IPv6})
+	r.onlyWhatIsCounted()
+	return nil
+}
+
+// onlyCounters fills in the peers' counters, and of peers who they are.
+func (r *reading) onlyCounters() error {
+	if r.view == nil {
+		return nil
+	}
+	peers, err := r.view.Peers()
+	r.Peers = make([]PeerReport, 0, len(peers))
+	for _, p := range peers {
+		r.Peers = append(r.Peers, PeerReport{PublicIP: p.PublicIP, Counters: counters(p)})
+	}
+	r.onlyWhatIsCounted()
+	return err
+}
+
+// onlyWhatIsCounted leaves out counters where no program is that would count.
+func (r *reading) onlyWhatIsCounted() {
 	four, six := attached(r.hooks)
 	for i, p := range r.Peers {
 		if p.PublicIP.Is4() && !four || !p.PublicIP.Is4() && !six {
-			r.Peers[i].Counters = nil // nobody counts
+			r.Peers[i].Counters = nil
 		}
 	}
-	return nil
 }
 
 // maps fills in what the maps cost.

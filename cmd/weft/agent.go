@@ -165,7 +165,7 @@ func (a *agent) publish(e *env, web *server, b build, maxPeers int) {
 	if web == nil {
 		return
 	}
-	a.counters = newCollector(a.log, a.path.Report, func() names { return a.record.Info().Names }, maxPeers)
+	a.counters = newCollector(a.log, a.path, func() names { return a.record.Info().Names }, maxPeers)
 	registry.MustRegister(a.counters)
 	web.Serve(prometheus.Gatherer(registry), checks{healthy: a.healthy(e.now), ready: a.isReady})
 	a.record.Update(func(r *runInfo) { r.Metrics.Address = web.Address() })

@@ -94,13 +94,17 @@ func newRegistry(b build) *prometheus.Registry {
 	return r
 }
 
-// reporter reads a report of the dataplane.
-type reporter func(context.Context) (dataplane.Report, error)
+// reporter reads reports of the dataplane: a whole one, and one with the counters of
+// peers alone.
+type reporter interface {
+	Report(context.Context) (dataplane.Report, error)
+	Counts(context.Context) (dataplane.Report, error)
+}
 
 // collector publishes a report of the dataplane, read at each scrape.
 type collector struct {
 	log      *slog.Logger
-	report   reporter
+	reports  reporter
 	names    func() names
 	maxPeers int
 	timeout  time.Duration
@@ -113,12 +117,12 @@ type collector struct {
 	failed  *failures
 }
 
-// newCollector makes a collector that reads report, and names for the peers.
+// newCollector makes a collector that reads reports, and names for the peers.
 // Above maxPeers peers it publishes totals alone.
-func newCollector(log *slog.Logger, report reporter, names func() names, maxPeers int) *collector {
+func newCollector(log *slog.Logger, reports reporter, names func() names, maxPeers int) *collector {
 	return &collector{
 		log:      log,
-		report:   report,
+		reports:  reports,
 		names:    names,
 		maxPeers: maxPeers,
 		timeout:  10 * time.Second,
@@ -185,7 +189,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	// Last, so that a failure of this scrape is in it.
 	defer c.failures.Collect(ch)
 
-	report, err := c.read()
+	report, err := c.read(c.reports.Report)
 	if err != nil {
 		c.failures.Inc()
 		return
@@ -205,7 +209,7 @@ func (c *collector) Start() {
 	defer c.mu.Unlock()
 	c.started = true
 	// If this fails the first scrape that succeeds is the zero instead.
-	_, _ = c.read()
+	_, _ = c.read(c.reports.Counts)
 }
 
 // Stop waits for a scrape under way; from then on the dataplane is not read.
@@ -219,13 +223,13 @@ func (c *collector) Stop() {
 var errStopped = errors.New("the agent is stopping")
 
 // read reads a report and adds it to the totals.
-func (c *collector) read() (dataplane.Report, error) {
+func (c *collector) read(read func(context.Context) (dataplane.Report, error)) (dataplane.Report, error) {
 	if c.stopped {
 		return dataplane.Report{}, errStopped
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
-	report, err := c.report(ctx)
+	report, err := read(ctx)
 	c.failed.Note(err)
 	if err == nil && c.started {
 		c.totals.Add(report)
@@ -359,7 +363,7 @@ type peerPath struct {
 // only sets the zero: the programs and their counters outlive agents.
 func (t *totals) Add(r dataplane.Report) {
 	first := t.last == nil
-	now := map[peerPath]dataplane.PathCounters{}
+	now := make(map[peerPath]dataplane.PathCounters, 3*len(r.Peers)) // as many paths
 	for _, p := range r.Peers {
 		for _, n := range p.Counters {
 			key := peerPath{p.PublicIP, n.Path}

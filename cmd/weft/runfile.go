@@ -111,7 +111,7 @@ func readRunInfo(runDir string) (runInfo, error) {
 
 // writeRunInfo replaces the run file in one step.
 func writeRunInfo(runDir string, info runInfo) error {
-	data, err := json.MarshalIndent(info, "", "  ")
+	data, err := json.Marshal(info)
 	if err != nil {
 		return fmt.Errorf("writing the run file: %w", err)
 	}
@@ -135,13 +135,15 @@ type record struct {
 	info runInfo
 }
 
+// With thousands of names the file is large, and in a storm of changes nobody reads
+// each of them: it is written for one part in writeShare of the time.
+const writeShare = 20
+
 // newRecord makes a record that begins with info.
 func newRecord(runDir string, info runInfo, log *slog.Logger) *record {
 	info.SchemaVersion = runSchema
 	return &record{
-		runDir: runDir,
-		// With thousands of names the file is large, and in a storm of
-		// changes nobody reads each of them.
+		runDir:   runDir,
 		gap:      250 * time.Millisecond,
 		dirty:    make(chan struct{}, 1),
 		failures: newFailures(log, "writing the run file"),
@@ -182,11 +184,12 @@ func (r *record) Run(ctx context.Context) {
 			return
 		case <-r.dirty:
 		}
+		began := time.Now()
 		r.failures.Note(r.Write())
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(r.gap):
+		case <-time.After(max(r.gap, writeShare*time.Since(began))):
 		}
 	}
 }

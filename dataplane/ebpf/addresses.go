@@ -40,7 +40,7 @@ func (a *Accelerator) addAliasAddresses(aliases []state.Alias) {
 
 // syncNodeAddresses writes the addresses that nodes answer on: pods must not send
 // to the VXLAN port there. Those of the peers come with Sync, our own with
-// SyncPods. Where nothing has changed, nothing is read.
+// SyncPods. The map is read once, when it is not known what it holds.
 func (a *Accelerator) syncNodeAddresses() error {
 	want := map[uint32]uint32{}
 	maps.Copy(want, a.peerAddresses)
@@ -49,17 +49,36 @@ func (a *Accelerator) syncNodeAddresses() error {
 			want[toBE32(ip)] = 1
 		}
 	}
-	if maps.Equal(want, a.nodeAddresses) && a.own != nil {
+	have := a.nodeAddresses
+	if maps.Equal(want, have) {
 		return nil
 	}
 	a.nodeAddresses = nil
-	stale, err := put(a.objects.NodeAddresses, want)
-	if err == nil && a.own != nil { // else those of an agent before us stay
-		err = remove(a.objects.NodeAddresses, stale)
-	}
+	err := a.writeNodeAddresses(have, want)
 	if err != nil {
 		return fmt.Errorf("writing map node_addresses: %w", err)
 	}
 	a.nodeAddresses = want
+	return nil
+}
+
+// writeNodeAddresses makes the map hold what is wanted. Before our own addresses are
+// known those of an agent before us stay, and are wanted from then on.
+func (a *Accelerator) writeNodeAddresses(have, want map[uint32]uint32) (err error) {
+	if have == nil {
+		if have, err = readAll[uint32, uint32](a.objects.NodeAddresses); err != nil {
+			return err
+		}
+	}
+	stale, err := putOver(a.objects.NodeAddresses, have, want)
+	if err != nil {
+		return err
+	}
+	if a.own != nil {
+		return remove(a.objects.NodeAddresses, stale)
+	}
+	for _, addr := range stale {
+		want[addr] = 1
+	}
 	return nil
 }

@@ -68,10 +68,8 @@ func readSlots[K comparable, V any](counters, nodes *ebpf.Map, addr func(K) neti
 func (a *Accelerator) syncPeers(d Desired) (placement, error) {
 	want := place(&a.slots, int(a.objects.Peers.MaxEntries()), ofFamily(d.Peers, netip.Addr.Is4), ofFamily(d.Known, netip.Addr.Is4))
 	want.addAliases(d.Aliases, int(a.objects.Nodes.MaxEntries()), netip.Addr.Is4)
-	for _, slot := range want.fresh {
-		if err := a.clearSlot(slot); err != nil {
-			return want, err
-		}
+	if err := a.clearSlots(want.fresh); err != nil {
+		return want, err
 	}
 	return want, writePeers(
 		a.objects.Peers, convert(want.peers, toPrefix, toPeer),
@@ -83,10 +81,8 @@ func (a *Accelerator) syncPeers(d Desired) (placement, error) {
 func (a *Accelerator) syncPeers6(d Desired) (placement, error) {
 	want := place(&a.slots6, int(a.objects.Peers6.MaxEntries()), ofFamily(d.Peers, netip.Addr.Is6), ofFamily(d.Known, netip.Addr.Is6))
 	want.addAliases(d.Aliases, int(a.objects.Nodes6.MaxEntries()), netip.Addr.Is6)
-	for _, slot := range want.fresh {
-		if err := clearCounters[weftPathCounters](a.objects.Peer6Counters, slot); err != nil {
-			return want, err
-		}
+	if err := clearArray[weftPathCounters](a.objects.Peer6Counters, want.fresh); err != nil {
+		return want, err
 	}
 	return want, writePeers(
 		a.objects.Peers6, convert(want.peers, toPrefix6, toPeer6),
@@ -249,22 +245,22 @@ func commonLengths(peers []state.Peer) []uint8 {
 	return lengths
 }
 
-// clearSlot makes a slot as good as new for its next node.
-func (a *Accelerator) clearSlot(slot uint32) error {
-	if err := a.objects.PeerStates.Put(slot, weftPeerState{}); err != nil {
-		return fmt.Errorf("clearing peer state %d: %w", slot, err)
-	}
-	return clearCounters[weftCounters](a.objects.PeerCounters, slot)
+// clearSlots makes slots as good as new for their next nodes.
+func (a *Accelerator) clearSlots(slots []uint32) error {
+	return errors.Join(
+		clearArray[weftPeerState](a.objects.PeerStates, slots),
+		clearArray[weftCounters](a.objects.PeerCounters, slots),
+	)
 }
 
-// clearCounters sets the counters of a slot to zero, on all CPUs.
-func clearCounters[V any](m *ebpf.Map, slot uint32) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return err
+// clearArray sets entries of an array to zero, on all CPUs.
+func clearArray[V any](m *ebpf.Map, entries []uint32) error {
+	each, err := valuesPerEntry(m)
+	if err == nil {
+		err = write(m, entries, make([]V, len(entries)*each))
 	}
-	if err := m.Put(slot, make([]V, cpus)); err != nil {
-		return fmt.Errorf("clearing peer counters %d: %w", slot, err)
+	if err != nil {
+		return fmt.Errorf("clearing what the node before has left in %s: %w", m, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"iter"
 	"net/netip"
 	"time"
 )
@@ -9,6 +10,17 @@ import (
 // that looked it up before must be through with it. Far longer than any
 // program runs.
 const slotRest = time.Second
+
+// slotsIn is how many slots there are up to the highest that somebody has.
+func slotsIn[T any](all iter.Seq[T], slot func(T) uint32) int {
+	n := 0
+	for one := range all {
+		if s := slot(one); s != noSlot {
+			n = max(n, int(s)+1)
+		}
+	}
+	return n
+}
 
 // slots gives every peer node a place in the per-peer arrays.
 type slots struct {

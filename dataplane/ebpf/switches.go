@@ -5,6 +5,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -33,9 +34,13 @@ func carrySwitches(switches, runtime, nodes, states *ebpf.Map) error {
 	if err != nil {
 		return fmt.Errorf("reading map nodes: %w", err)
 	}
+	now, err := readArray[weftPeerState](states, slotsIn(maps.Values(peers), func(n weftNode) uint32 { return n.Slot }))
+	if err != nil {
+		return fmt.Errorf("reading map peer_states: %w", err)
+	}
 	for _, node := range peers {
-		if node.Slot == noSlot {
-			continue
+		if state := now.at(node.Slot); state == nil || state[0].Off == off[node.Remote] {
+			continue // it has none, or the right one
 		}
 		if err := carryPeerSwitch(states, node.Slot, off[node.Remote]); err != nil {
 			return err
@@ -65,9 +70,6 @@ func carryPeerSwitch(states *ebpf.Map, slot, off uint32) error {
 	var now weftPeerState
 	if err := states.Lookup(slot, &now); err != nil {
 		return fmt.Errorf("reading peer state %d: %w", slot, err)
-	}
-	if now.Off == off {
-		return nil
 	}
 	now.Off = off
 	if err := states.Put(slot, now); err != nil {

@@ -21,6 +21,11 @@ func put[K, V comparable](m *ebpf.Map, want map[K]V) (stale []K, err error) {
 	if err != nil {
 		return nil, err
 	}
+	return putOver(m, have, want)
+}
+
+// putOver is put where it is known what the map has.
+func putOver[K, V comparable](m *ebpf.Map, have, want map[K]V) (stale []K, err error) {
 	for key := range have {
 		if _, ok := want[key]; !ok {
 			stale = append(stale, key)
@@ -43,11 +48,12 @@ func put[K, V comparable](m *ebpf.Map, want map[K]V) (stale []K, err error) {
 	return stale, write(m, newKeys, newValues)
 }
 
-// write writes entries of a hash map.
+// write writes entries. Of a per-CPU map an entry's values are those of all CPUs.
 func write[K, V any](m *ebpf.Map, keys []K, values []V) error {
 	for begin := 0; begin < len(keys); begin += batchSize {
 		end := min(begin+batchSize, len(keys))
-		n, err := m.BatchUpdate(keys[begin:end], values[begin:end], nil)
+		each := len(values) / len(keys)
+		n, err := m.BatchUpdate(keys[begin:end], values[begin*each:end*each], nil)
 		if err != nil {
 			return fmt.Errorf("entry %v: %w", keys[min(begin+n, end-1)], err)
 		}
@@ -98,6 +104,52 @@ func readBatches[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 			return all, nil
 		}
 	}
+}
+
+// array is what was read of an array: of each entry a value, or of a per-CPU array
+// those of all CPUs.
+type array[V any] struct {
+	values []V
+	each   int
+}
+
+// at returns the values of an entry, nil if it was not read.
+func (a array[V]) at(entry uint32) []V {
+	if int(entry) >= len(a.values)/max(a.each, 1) {
+		return nil
+	}
+	return a.values[int(entry)*a.each : (int(entry)+1)*a.each]
+}
+
+// readArray reads the first n entries of an array.
+func readArray[V any](m *ebpf.Map, n int) (a array[V], err error) {
+	if a.each, err = valuesPerEntry(m); err != nil {
+		return a, err
+	}
+	n = min(n, int(m.MaxEntries()))
+	var (
+		values = make([]V, n*a.each)
+		keys   = make([]uint32, min(n, batchSize))
+		cursor ebpf.MapBatchCursor
+	)
+	for begin := 0; begin < n; {
+		end := min(begin+batchSize, n)
+		read, err := m.BatchLookup(&cursor, keys[:end-begin], values[begin*a.each:end*a.each], nil)
+		begin += read
+		if err != nil && !(errors.Is(err, ebpf.ErrKeyNotExist) && begin == int(m.MaxEntries())) { // at its end
+			return a, err
+		}
+	}
+	a.values = values
+	return a, nil
+}
+
+// valuesPerEntry is how many values an entry of a map has.
+func valuesPerEntry(m *ebpf.Map) (int, error) {
+	if m.Type() == ebpf.PerCPUArray {
+		return ebpf.PossibleCPU()
+	}
+	return 1, nil
 }
 
 func iterate[K comparable, V any](m *ebpf.Map) (map[K]V, error) {

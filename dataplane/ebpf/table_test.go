@@ -3,7 +3,9 @@
 package ebpf
 
 import (
+	"fmt"
 	"maps"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -68,4 +70,54 @@ func TestATableThatKnowsNoBatchesIsRead(t *testing.T) {
 		}
 	}
 	mustHold(t, m, want)
+}
+
+// What is written to an array is read of it again, of all CPUs, as far as is asked.
+func TestArraysAreReadAndWritten(t *testing.T) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const entries = 2*batchSize + 7
+	for kind, each := range map[ebpf.MapType]int{ebpf.Array: 1, ebpf.PerCPUArray: cpus} {
+		for _, n := range []int{0, 1, batchSize, batchSize + 1, entries, entries + 1} {
+			t.Run(fmt.Sprint(kind, " ", n), func(t *testing.T) {
+				m := mustMap(t, kind, entries)
+				var keys, values []uint32
+				for key := range uint32(entries) {
+					keys = append(keys, key)
+					for cpu := range each {
+						values = append(values, key<<8|uint32(cpu))
+					}
+				}
+				if err := write(m, keys, values); err != nil {
+					t.Fatal(err)
+				}
+				read, err := readArray[uint32](m, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for key := range uint32(entries + 2) {
+					want := []uint32(nil)
+					if int(key) < min(n, entries) {
+						want = values[int(key)*each : int(key+1)*each]
+					}
+					if have := read.at(key); !slices.Equal(have, want) {
+						t.Fatalf("entry %d: %v, want %v", key, have, want)
+					}
+				}
+				if err := clearArray[uint32](m, keys[1:]); err != nil {
+					t.Fatal(err)
+				}
+				if read, err = readArray[uint32](m, entries); err != nil {
+					t.Fatal(err)
+				}
+				for key, old := range [][]uint32{values[:each], make([]uint32, each)} {
+					if have := read.at(uint32(key)); !slices.Equal(have, old) {
+						t.Errorf("entry %d after clearing: %v, want %v", key, have, old)
+					}
+				}
+			})
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -177,84 +178,91 @@ func (v *View) Peers() ([]Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading map peers6: %w", err)
 	}
-	peers, err := v.join(convert(entries, fromPrefix, fromPeer), v.peer)
+	peers, err := v.join(convert(entries, fromPrefix, fromPeer))
 	if err != nil {
 		return nil, err
 	}
-	peers6, err := v.join(convert(entries6, fromPrefix6, fromPeer6), v.peer6)
+	peers6, err := v.join6(convert(entries6, fromPrefix6, fromPeer6))
 	return append(peers, peers6...), err // IPv4 compares less
 }
 
-// join makes a peer of all prefixes that lead to one node, ordered by public IP.
-func (v *View) join(entries map[netip.Prefix]member, read func(member) (*Peer, error)) (peers []Peer, err error) {
-	byIP := map[netip.Addr]*Peer{}
+// join makes a peer of all prefixes that lead to one node.
+func (v *View) join(entries map[netip.Prefix]member) ([]Peer, error) {
+	slots := slotsIn(maps.Values(entries), func(m member) uint32 { return m.slot })
+	states, err := readArray[weftPeerState](v.maps[weftMapPeerStates], slots)
+	if err != nil {
+		return nil, fmt.Errorf("reading map peer_states: %w", err)
+	}
+	counters, err := readArray[weftCounters](v.maps[weftMapPeerCounters], slots)
+	if err != nil {
+		return nil, fmt.Errorf("reading map peer_counters: %w", err)
+	}
+	return joinPeers(entries, func(m member) (p Peer, err error) {
+		var off uint32
+		if status := states.at(m.slot); status != nil {
+			p.Carried, off = true, status[0].Off
+		} else if off, err = v.switchOf(m.remote); err != nil {
+			return p, err
+		}
+		p.On, p.Express = off&Base == 0, off&Express == 0
+		for _, cpu := range counters.at(m.slot) {
+			for i, c := range cpu.Path {
+				p.Paths[i].add(c)
+			}
+		}
+		return p, nil
+	})
+}
+
+// switchOf reads the switch of a peer that has no slot: it is kept for when it gets
+// one.
+func (v *View) switchOf(remote netip.Addr) (off uint32, err error) {
+	if err := v.maps[weftMapSwitches].Lookup(toBE32(remote), &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return 0, fmt.Errorf("reading map switches: %w", err)
+	}
+	return off, nil
+}
+
+// join6 is join for IPv6.
+func (v *View) join6(entries map[netip.Prefix]member) ([]Peer, error) {
+	slots := slotsIn(maps.Values(entries), func(m member) uint32 { return m.slot })
+	counters, err := readArray[weftPathCounters](v.maps[weftMapPeer6Counters], slots)
+	if err != nil {
+		return nil, fmt.Errorf("reading map peer6_counters: %w", err)
+	}
+	return joinPeers(entries, func(m member) (Peer, error) {
+		counted := counters.at(m.slot)
+		p := Peer{Carried: counted != nil, On: true, Express: true}
+		for _, cpu := range counted {
+			p.Paths[weftPacketPathPATH_KERNEL].add(cpu)
+		}
+		return p, nil
+	})
+}
+
+// joinPeers makes a peer of all prefixes that lead to one node, ordered by public IP.
+// read tells the rest of it.
+func joinPeers(entries map[netip.Prefix]member, read func(member) (Peer, error)) ([]Peer, error) {
+	at := make(map[netip.Addr]int, len(entries))
+	peers := make([]Peer, 0, len(entries))
 	for prefix, m := range entries {
-		peer := byIP[m.remote]
-		if peer == nil {
-			if peer, err = read(m); err != nil {
+		i, there := at[m.remote]
+		if !there {
+			p, err := read(m)
+			if err != nil {
 				return nil, err
 			}
-			byIP[m.remote] = peer
+			p.PublicIP, p.MAC = m.remote, m.mac
+			i, at[m.remote] = len(peers), len(peers)
+			peers = append(peers, p)
 		}
-		peer.Prefixes = append(peer.Prefixes, prefix)
+		peers[i].Prefixes = append(peers[i].Prefixes, prefix)
 	}
-	for _, p := range byIP {
-		slices.SortFunc(p.Prefixes, func(a, b netip.Prefix) int {
-			return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-		})
-		peers = append(peers, *p)
+	for _, p := range peers {
+		slices.SortFunc(p.Prefixes, netip.Prefix.Compare)
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return a.PublicIP.Compare(b.PublicIP) })
 	return peers, nil
-}
-
-func (v *View) peer(m member) (*Peer, error) {
-	if m.slot == noSlot {
-		var off uint32 // kept for when it gets a slot
-		if err := v.maps[weftMapSwitches].Lookup(toBE32(m.remote), &off); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil, fmt.Errorf("reading map switches: %w", err)
-		}
-		return &Peer{PublicIP: m.remote, MAC: m.mac, On: off&Base == 0, Express: off&Express == 0}, nil
-	}
-	var (
-		status weftPeerState
-		perCPU []weftCounters
-	)
-	if err := v.maps[weftMapPeerStates].Lookup(m.slot, &status); err != nil {
-		return nil, fmt.Errorf("reading peer state %d: %w", m.slot, err)
-	}
-	if err := v.maps[weftMapPeerCounters].Lookup(m.slot, &perCPU); err != nil {
-		return nil, fmt.Errorf("reading peer counters %d: %w", m.slot, err)
-	}
-	p := &Peer{
-		PublicIP: m.remote,
-		MAC:      m.mac,
-		Carried:  true,
-		On:       status.Off&Base == 0,
-		Express:  status.Off&Express == 0,
-	}
-	for _, cpu := range perCPU {
-		for i, c := range cpu.Path {
-			p.Paths[i].add(c)
-		}
-	}
-	return p, nil
-}
-
-func (v *View) peer6(m member) (*Peer, error) {
-	p := &Peer{PublicIP: m.remote, MAC: m.mac, On: true, Express: true}
-	if m.slot == noSlot {
-		return p, nil
-	}
-	var perCPU []weftPathCounters
-	if err := v.maps[weftMapPeer6Counters].Lookup(m.slot, &perCPU); err != nil {
-		return nil, fmt.Errorf("reading counters of IPv6 peer %d: %w", m.slot, err)
-	}
-	p.Carried = true
-	for _, cpu := range perCPU {
-		p.Paths[weftPacketPathPATH_KERNEL].add(cpu)
-	}
-	return p, nil
 }
 
 // ReasonCount counts packets for one reason.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -222,6 +224,56 @@ func TestSwitchesAndCountersSurviveRestarts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The peers' counters outlive agents, and the totals that an agent publishes begin
+// with it.
+func TestTotalsBeginWithTheAgent(t *testing.T) {
+	t.Parallel()
+	const packets = 100
+	_, l, r := newTrafficPair(t)
+	n := l.Node(1)
+	mustAsk := func() {
+		if err := r.ask(t.Context(), packets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustAsk()
+	if err := n.RestartAgent(t.Context(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	before := mustCarried(t, n, l.Node(2)).total().TxPackets
+	if first := mustTotalSent(t, n); before < packets || first > packets/10 {
+		t.Errorf("%d packets were sent before the agent started, and its total begins at %d", before, first)
+	}
+	mustAsk()
+	sent := mustCarried(t, n, l.Node(2)).total().TxPackets - before
+	if total := mustTotalSent(t, n); total < packets || total > sent+packets/10 {
+		t.Errorf("the total tells of %d packets, %d were sent", total, sent)
+	}
+}
+
+var totalSent = regexp.MustCompile(`(?m)^weft_transmit_packets_total\{path="\w+"\} (\S+)$`)
+
+// mustTotalSent is how many packets the agent says to have sent to all peers.
+func mustTotalSent(t *testing.T, n *lab.Node) (sum uint64) {
+	t.Helper()
+	metrics, err := n.Metrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := totalSent.FindAllStringSubmatch(metrics, -1)
+	if len(paths) != 3 {
+		t.Fatalf("the totals are of %d paths, want 3", len(paths))
+	}
+	for _, path := range paths {
+		count, err := strconv.ParseUint(path[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += count
+	}
+	return sum
 }
 
 // A script restarts the agent, waits until it is ready and goes on by name.
