@@ -39,7 +39,7 @@ func (c cost) String() string {
 //
 //	go test -tags peers,scale -run Thousands -v ./test/mixed
 func TestThousandsOfPeers(t *testing.T) {
-	const rounds = 3
+	const rounds = 5
 	_, l := newLab(t, lab.Options{Kinds: []lab.Kind{lab.Weft, lab.Flanneld}, Store: lab.StoreKube, Room: true, FlannelFlags: healthFlags})
 	stopAll := func() {
 		for _, n := range l.Nodes {
