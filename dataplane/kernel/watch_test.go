@@ -172,8 +172,11 @@ func TestOwnChangesOfPeersDoNotNudge(t *testing.T) {
 		what  string
 		peers []state.Peer
 	}{
-		{"300 came", append(n.state.Peers, many...)}, {"100 went", many[100:]},
-		{"all went", nil}, {"all came back", many}, {"all have moved", moved},
+		{"300 came", append(n.state.Peers, many...)},
+		{"100 went", many[100:]},
+		{"all went", nil},
+		{"all came back", many},
+		{"all have moved", moved},
 	} {
 		n.state.Peers = change.peers
 		if res := n.sync(t); res.Steps == 0 {
