@@ -34,8 +34,11 @@ func (d *Dataplane) Report(context.Context) (Report, error) { return d.report((*
 // more there are: it tells how packets travel, and what is in the way.
 func (d *Dataplane) Brief(context.Context) (Report, error) { return d.report(nil) }
 
-// Counts is a Brief with the peers' counters.
-func (d *Dataplane) Counts(context.Context) (Report, error) { return d.report((*reading).onlyCounters) }
+// PeerCounters is a Brief with the counters of Peers, and nothing else of them but who
+// they are.
+func (d *Dataplane) PeerCounters(context.Context) (Report, error) {
+	return d.report((*reading).peerCounters)
+}
 
 // report reads a report as far as more does, and adds what only the agent knows.
 func (d *Dataplane) report(more func(*reading) error) (Report, error) {
@@ -174,26 +177,29 @@ func (r *reading) readPeers() error {
 		return err
 	}
 	r.Peers = comparePeers(peers, entries, families{r.now.IPv4, r.now.IPv6})
-	r.onlyWhatIsCounted()
+	r.dropUncounted()
 	return nil
 }
 
-// onlyCounters fills in the peers' counters, and of peers who they are.
-func (r *reading) onlyCounters() error {
+// peerCounters fills in the peers' counters, and of peers who they are.
+func (r *reading) peerCounters() error {
 	if r.view == nil {
 		return nil
 	}
 	peers, err := r.view.Peers()
+	if err != nil {
+		return err
+	}
 	r.Peers = make([]PeerReport, 0, len(peers))
 	for _, p := range peers {
 		r.Peers = append(r.Peers, PeerReport{PublicIP: p.PublicIP, Counters: counters(p)})
 	}
-	r.onlyWhatIsCounted()
-	return err
+	r.dropUncounted()
+	return nil
 }
 
-// onlyWhatIsCounted leaves out counters where no program is that would count.
-func (r *reading) onlyWhatIsCounted() {
+// dropUncounted leaves out counters where no program is that would count.
+func (r *reading) dropUncounted() {
 	four, six := attached(r.hooks)
 	for i, p := range r.Peers {
 		if p.PublicIP.Is4() && !four || !p.PublicIP.Is4() && !six {

@@ -98,7 +98,7 @@ func newRegistry(b build) *prometheus.Registry {
 // peers alone.
 type reporter interface {
 	Report(context.Context) (dataplane.Report, error)
-	Counts(context.Context) (dataplane.Report, error)
+	PeerCounters(context.Context) (dataplane.Report, error)
 }
 
 // collector publishes a report of the dataplane, read at each scrape.
@@ -209,7 +209,7 @@ func (c *collector) Start() {
 	defer c.mu.Unlock()
 	c.started = true
 	// If this fails the first scrape that succeeds is the zero instead.
-	_, _ = c.read(c.reports.Counts)
+	_, _ = c.read(c.reports.PeerCounters)
 }
 
 // Stop waits for a scrape under way; from then on the dataplane is not read.
@@ -223,13 +223,13 @@ func (c *collector) Stop() {
 var errStopped = errors.New("the agent is stopping")
 
 // read reads a report and adds it to the totals.
-func (c *collector) read(read func(context.Context) (dataplane.Report, error)) (dataplane.Report, error) {
+func (c *collector) read(from func(context.Context) (dataplane.Report, error)) (dataplane.Report, error) {
 	if c.stopped {
 		return dataplane.Report{}, errStopped
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
-	report, err := read(ctx)
+	report, err := from(ctx)
 	c.failed.Note(err)
 	if err == nil && c.started {
 		c.totals.Add(report)

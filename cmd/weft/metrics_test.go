@@ -52,8 +52,8 @@ func (s *scraped) Report(context.Context) (dataplane.Report, error) {
 	return s.report, s.err
 }
 
-// Counts implements reporter.
-func (s *scraped) Counts(ctx context.Context) (dataplane.Report, error) {
+// PeerCounters implements reporter.
+func (s *scraped) PeerCounters(ctx context.Context) (dataplane.Report, error) {
 	all, err := s.Report(ctx)
 	return dataplane.Report{Mode: all.Mode, Peers: all.Peers}, err
 }

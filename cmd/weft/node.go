@@ -25,7 +25,7 @@ type datapath interface {
 	Changed() <-chan struct{}
 	Report(ctx context.Context) (dataplane.Report, error)
 	Brief(ctx context.Context) (dataplane.Report, error)
-	Counts(ctx context.Context) (dataplane.Report, error)
+	PeerCounters(ctx context.Context) (dataplane.Report, error)
 	MACs(vni uint32) (v4, v6 state.MAC, err error)
 	MTU() int
 	BridgeFault(s state.State) error

@@ -141,7 +141,9 @@ func (d fakeDatapath) Brief(ctx context.Context) (dataplane.Report, error) {
 	return r, err
 }
 
-func (d fakeDatapath) Counts(ctx context.Context) (dataplane.Report, error) { return d.Report(ctx) }
+func (d fakeDatapath) PeerCounters(ctx context.Context) (dataplane.Report, error) {
+	return d.Report(ctx)
+}
 
 func (d fakeDatapath) MACs(uint32) (v4, v6 state.MAC, err error) {
 	return state.MAC{2, 0, 0, 0, 0, 4}, state.MAC{2, 0, 0, 0, 0, 6}, nil

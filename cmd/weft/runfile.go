@@ -136,8 +136,12 @@ type record struct {
 }
 
 // With thousands of names the file is large, and in a storm of changes nobody reads
-// each of them: it is written for one part in writeShare of the time.
-const writeShare = 20
+// each of them. writeShare is one part of how much of the time it is being written,
+// while that means a rest of longestWriteGap at most.
+const (
+	writeShare      = 20
+	longestWriteGap = 2 * time.Second
+)
 
 // newRecord makes a record that begins with info.
 func newRecord(runDir string, info runInfo, log *slog.Logger) *record {
@@ -189,7 +193,7 @@ func (r *record) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(r.gap, writeShare*time.Since(began))):
+		case <-time.After(max(r.gap, min(writeShare*time.Since(began), longestWriteGap))):
 		}
 	}
 }

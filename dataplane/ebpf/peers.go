@@ -82,7 +82,7 @@ func (a *Accelerator) syncPeers6(d Desired) (placement, error) {
 	want := place(&a.slots6, int(a.objects.Peers6.MaxEntries()), ofFamily(d.Peers, netip.Addr.Is6), ofFamily(d.Known, netip.Addr.Is6))
 	want.addAliases(d.Aliases, int(a.objects.Nodes6.MaxEntries()), netip.Addr.Is6)
 	if err := clearArray[weftPathCounters](a.objects.Peer6Counters, want.fresh); err != nil {
-		return want, err
+		return want, fmt.Errorf("clearing what other nodes have left: %w", err)
 	}
 	return want, writePeers(
 		a.objects.Peers6, convert(want.peers, toPrefix6, toPeer6),
@@ -247,20 +247,12 @@ func commonLengths(peers []state.Peer) []uint8 {
 
 // clearSlots makes slots as good as new for their next nodes.
 func (a *Accelerator) clearSlots(slots []uint32) error {
-	return errors.Join(
+	err := errors.Join(
 		clearArray[weftPeerState](a.objects.PeerStates, slots),
 		clearArray[weftCounters](a.objects.PeerCounters, slots),
 	)
-}
-
-// clearArray sets entries of an array to zero, on all CPUs.
-func clearArray[V any](m *ebpf.Map, entries []uint32) error {
-	each, err := valuesPerEntry(m)
-	if err == nil {
-		err = write(m, entries, make([]V, len(entries)*each))
-	}
 	if err != nil {
-		return fmt.Errorf("clearing what the node before has left in %s: %w", m, err)
+		return fmt.Errorf("clearing what other nodes have left: %w", err)
 	}
 	return nil
 }

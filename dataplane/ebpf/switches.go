@@ -34,19 +34,30 @@ func carrySwitches(switches, runtime, nodes, states *ebpf.Map) error {
 	if err != nil {
 		return fmt.Errorf("reading map nodes: %w", err)
 	}
-	now, err := readArray[weftPeerState](states, slotsIn(maps.Values(peers), func(n weftNode) uint32 { return n.Slot }))
+	slots := slotsIn(maps.Values(peers), func(n weftNode) uint32 { return n.Slot })
+	now, err := readSwitches(states, slots)
 	if err != nil {
-		return fmt.Errorf("reading map peer_states: %w", err)
+		return err
 	}
 	for _, node := range peers {
-		if state := now.at(node.Slot); state == nil || state[0].Off == off[node.Remote] {
-			continue // it has none, or the right one
+		if int(node.Slot) >= len(now) || now[node.Slot] == off[node.Remote] {
+			continue // it has no slot, or the right switch
 		}
 		if err := carryPeerSwitch(states, node.Slot, off[node.Remote]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readSwitches reads what is off in the first n slots.
+func readSwitches(states *ebpf.Map, n int) ([]uint32, error) {
+	var off []uint32
+	err := readArray(states, n, func(state []weftPeerState) { off = append(off, state[0].Off) })
+	if err != nil {
+		return nil, fmt.Errorf("reading map peer_states: %w", err)
+	}
+	return off, nil
 }
 
 func carryNodeSwitch(runtime *ebpf.Map, off uint32) error {

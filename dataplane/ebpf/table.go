@@ -5,6 +5,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -106,50 +107,56 @@ func readBatches[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	}
 }
 
-// array is what was read of an array: of each entry a value, or of a per-CPU array
-// those of all CPUs.
-type array[V any] struct {
-	values []V
-	each   int
-}
-
-// at returns the values of an entry, nil if it was not read.
-func (a array[V]) at(entry uint32) []V {
-	if int(entry) >= len(a.values)/max(a.each, 1) {
-		return nil
-	}
-	return a.values[int(entry)*a.each : (int(entry)+1)*a.each]
-}
-
-// readArray reads the first n entries of an array.
-func readArray[V any](m *ebpf.Map, n int) (a array[V], err error) {
-	if a.each, err = valuesPerEntry(m); err != nil {
-		return a, err
+// readArray reads the first n entries of an array, in order, and hands take the value
+// of each, or of a per-CPU array those of all CPUs; they are valid until take returns.
+func readArray[V any](m *ebpf.Map, n int, take func(values []V)) error {
+	size, each, err := arrayBatch(m)
+	if err != nil {
+		return err
 	}
 	n = min(n, int(m.MaxEntries()))
 	var (
-		values = make([]V, n*a.each)
-		keys   = make([]uint32, min(n, batchSize))
+		keys   = make([]uint32, min(size, n))
+		values = make([]V, len(keys)*each)
 		cursor ebpf.MapBatchCursor
 	)
 	for begin := 0; begin < n; {
-		end := min(begin+batchSize, n)
-		read, err := m.BatchLookup(&cursor, keys[:end-begin], values[begin*a.each:end*a.each], nil)
-		begin += read
-		if err != nil && !(errors.Is(err, ebpf.ErrKeyNotExist) && begin == int(m.MaxEntries())) { // at its end
-			return a, err
+		some := min(size, n-begin)
+		read, err := m.BatchLookup(&cursor, keys[:some], values[:some*each], nil)
+		if err != nil {
+			return err
 		}
+		for i := range read {
+			take(values[i*each : (i+1)*each])
+		}
+		begin += read
 	}
-	a.values = values
-	return a, nil
+	return nil
 }
 
-// valuesPerEntry is how many values an entry of a map has.
-func valuesPerEntry(m *ebpf.Map) (int, error) {
-	if m.Type() == ebpf.PerCPUArray {
-		return ebpf.PossibleCPU()
+// clearArray sets entries of an array to zero, on all CPUs.
+func clearArray[V any](m *ebpf.Map, entries []uint32) error {
+	size, each, err := arrayBatch(m)
+	if err != nil {
+		return err
 	}
-	return 1, nil
+	zero := make([]V, min(size, len(entries))*each)
+	for some := range slices.Chunk(entries, size) {
+		if err := write(m, some, zero[:len(some)*each]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrayBatch is how many entries of an array to read or write at once, and how many
+// values each has: of a per-CPU array one for each CPU, of which there may be hundreds.
+func arrayBatch(m *ebpf.Map) (size, each int, err error) {
+	if m.Type() != ebpf.PerCPUArray {
+		return batchSize, 1, nil
+	}
+	each, err = ebpf.PossibleCPU()
+	return max(1, batchSize/max(1, each)), each, err
 }
 
 func iterate[K comparable, V any](m *ebpf.Map) (map[K]V, error) {

@@ -93,30 +93,25 @@ func TestArraysAreReadAndWritten(t *testing.T) {
 				if err := write(m, keys, values); err != nil {
 					t.Fatal(err)
 				}
-				read, err := readArray[uint32](m, n)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for key := range uint32(entries + 2) {
-					want := []uint32(nil)
-					if int(key) < min(n, entries) {
-						want = values[int(key)*each : int(key+1)*each]
+				mustRead := func(n int, want []uint32) {
+					t.Helper()
+					var read []uint32
+					err := readArray(m, n, func(values []uint32) {
+						if len(values) != each {
+							t.Fatalf("%d values of an entry, want %d", len(values), each)
+						}
+						read = append(read, values...)
+					})
+					if err != nil || !slices.Equal(read, want) {
+						t.Fatalf("read %d values (%v), want %d, or others", len(read), err, len(want))
 					}
-					if have := read.at(key); !slices.Equal(have, want) {
-						t.Fatalf("entry %d: %v, want %v", key, have, want)
-					}
 				}
+				mustRead(n, values[:min(n, entries)*each])
 				if err := clearArray[uint32](m, keys[1:]); err != nil {
 					t.Fatal(err)
 				}
-				if read, err = readArray[uint32](m, entries); err != nil {
-					t.Fatal(err)
-				}
-				for key, old := range [][]uint32{values[:each], make([]uint32, each)} {
-					if have := read.at(uint32(key)); !slices.Equal(have, old) {
-						t.Errorf("entry %d after clearing: %v, want %v", key, have, old)
-					}
-				}
+				clear(values[each:])
+				mustRead(entries, values)
 			})
 		}
 	}

@@ -189,27 +189,26 @@ func (v *View) Peers() ([]Peer, error) {
 // join makes a peer of all prefixes that lead to one node.
 func (v *View) join(entries map[netip.Prefix]member) ([]Peer, error) {
 	slots := slotsIn(maps.Values(entries), func(m member) uint32 { return m.slot })
-	states, err := readArray[weftPeerState](v.maps[weftMapPeerStates], slots)
+	switches, err := readSwitches(v.maps[weftMapPeerStates], slots)
 	if err != nil {
-		return nil, fmt.Errorf("reading map peer_states: %w", err)
+		return nil, err
 	}
-	counters, err := readArray[weftCounters](v.maps[weftMapPeerCounters], slots)
+	counted, err := readPaths(v.maps[weftMapPeerCounters], slots, func(sum *paths, cpu weftCounters) {
+		for i, c := range cpu.Path {
+			sum[i].add(c)
+		}
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reading map peer_counters: %w", err)
+		return nil, err
 	}
 	return joinPeers(entries, func(m member) (p Peer, err error) {
 		var off uint32
-		if status := states.at(m.slot); status != nil {
-			p.Carried, off = true, status[0].Off
+		if int(m.slot) < min(len(switches), len(counted)) {
+			p.Carried, p.Paths, off = true, counted[m.slot], switches[m.slot]
 		} else if off, err = v.switchOf(m.remote); err != nil {
 			return p, err
 		}
 		p.On, p.Express = off&Base == 0, off&Express == 0
-		for _, cpu := range counters.at(m.slot) {
-			for i, c := range cpu.Path {
-				p.Paths[i].add(c)
-			}
-		}
 		return p, nil
 	})
 }
@@ -226,18 +225,38 @@ func (v *View) switchOf(remote netip.Addr) (off uint32, err error) {
 // join6 is join for IPv6.
 func (v *View) join6(entries map[netip.Prefix]member) ([]Peer, error) {
 	slots := slotsIn(maps.Values(entries), func(m member) uint32 { return m.slot })
-	counters, err := readArray[weftPathCounters](v.maps[weftMapPeer6Counters], slots)
+	counted, err := readPaths(v.maps[weftMapPeer6Counters], slots, func(sum *paths, cpu weftPathCounters) {
+		sum[weftPacketPathPATH_KERNEL].add(cpu)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reading map peer6_counters: %w", err)
+		return nil, err
 	}
 	return joinPeers(entries, func(m member) (Peer, error) {
-		counted := counters.at(m.slot)
-		p := Peer{Carried: counted != nil, On: true, Express: true}
-		for _, cpu := range counted {
-			p.Paths[weftPacketPathPATH_KERNEL].add(cpu)
+		p := Peer{On: true, Express: true}
+		if int(m.slot) < len(counted) {
+			p.Carried, p.Paths = true, counted[m.slot]
 		}
 		return p, nil
 	})
+}
+
+// paths are the counters of one peer.
+type paths = [weftPacketPathPATH_COUNT]PathCounters
+
+// readPaths reads the counters of the first n slots, the sums over all CPUs.
+func readPaths[V any](m *ebpf.Map, n int, add func(sum *paths, cpu V)) ([]paths, error) {
+	var counted []paths
+	err := readArray(m, n, func(cpus []V) {
+		var sum paths
+		for _, cpu := range cpus {
+			add(&sum, cpu)
+		}
+		counted = append(counted, sum)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading counters of peers: %w", err)
+	}
+	return counted, nil
 }
 
 // joinPeers makes a peer of all prefixes that lead to one node, ordered by public IP.

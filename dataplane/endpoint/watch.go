@@ -120,16 +120,15 @@ func (w *watcher) subscribe() error {
 
 // noStations matches the neighbours that are no stations of a bridge: those of IP,
 // and the addresses that a device itself listens to or, as VXLAN does, sends by.
-func noStations() (all [][]rtnl.Match) {
+func noStations() [][]rtnl.Match {
 	const family, flags = unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN + 10 // in struct ndmsg
-	for _, kind := range []uint16{unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH} {
-		all = append(all,
-			[]rtnl.Match{rtnl.Kind(kind), {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET}},
-			[]rtnl.Match{rtnl.Kind(kind), {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET6}},
-			[]rtnl.Match{rtnl.Kind(kind), {Offset: flags, Size: 1, Mask: unix.NTF_SELF, Value: unix.NTF_SELF}},
-		)
+	added := rtnl.Kind(unix.RTM_NEWNEIGH)
+	return [][]rtnl.Match{
+		{rtnl.Kind(unix.RTM_DELNEIGH)}, // a pod that goes is told of otherwise
+		{added, {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET}},
+		{added, {Offset: family, Size: 1, Mask: 0xff, Value: unix.AF_INET6}},
+		{added, {Offset: flags, Size: 1, Mask: unix.NTF_SELF, Value: unix.NTF_SELF}},
 	}
-	return all
 }
 
 // deaf says, once, that pods' namespaces can't be heard.

@@ -359,7 +359,6 @@ func TestPeersAreNotHeard(t *testing.T) {
 	n.finder.opts.Ignore = [][]rtnl.Match{{rtnl.Kind(unix.RTM_NEWROUTE)}}
 	n.pod(t, "a", "10.244.1.2")
 	n.Run(t, "ip link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1", "ip link set flannel.1 up")
-	time.Sleep(soon / 4) // until all that is told of the devices has been
 	w := &watcher{finder: n.finder}
 	if err := w.subscribe(); err != nil {
 		t.Fatal(err)
@@ -376,13 +375,20 @@ func TestPeersAreNotHeard(t *testing.T) {
 		"bridge fdb del 0a:00:00:00:00:0b dev flannel.1 dst 192.0.2.12 self permanent",
 		"bridge fdb add 0a:00:00:00:00:77 dev va master static",
 	)
-	received, err := w.host.Receive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for m := range received {
-		if _, mac, ok := parseStation(m.Data); m.Kind != unix.RTM_NEWNEIGH || !ok || mac.String() != "0a:00:00:00:00:77" {
-			t.Errorf("heard of kind %d, of %v first; want the bridge's station", m.Kind, mac)
+	for begin := time.Now(); ; {
+		received, err := w.host.Receive()
+		if err != nil || time.Since(begin) > soon {
+			t.Fatalf("the bridge's station is not heard of (%v)", err)
+		}
+		for m := range received {
+			_, mac, ok := parseStation(m.Data)
+			switch {
+			case mac.String() == "0a:00:00:00:00:77":
+				return
+			case m.Kind == unix.RTM_NEWNEIGH && ok && mac.String() != "0a:00:00:00:00:0b": // another of the bridge
+			case m.Kind == unix.RTM_NEWNEIGH, m.Kind == unix.RTM_DELNEIGH, m.Kind == unix.RTM_NEWROUTE:
+				t.Errorf("heard of kind %d, of %v; want only the bridge's stations", m.Kind, mac)
+			}
 		}
 	}
 }

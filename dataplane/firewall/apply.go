@@ -13,17 +13,26 @@ import (
 )
 
 // elementsPerMessage bounds a message, whose list of elements has a length of
-// 16 bits. A prefix makes two of one.
+// 16 bits. A prefix is two of them.
 const elementsPerMessage = 500
 
-// apply does all steps in one transaction, or none.
+// manyElements is when a change is worth the trouble of not being heard.
+const manyElements = 256
+
+// apply does all steps in one transaction, or none. A large one runs within around.
 func (s *socket) apply(p plan) error {
+	elements := 0
 	for _, step := range p {
+		elements += len(step.elements)
 		if err := s.addStep(step); err != nil {
 			return err
 		}
 	}
-	err := s.Flush()
+	flush := s.Flush
+	if elements >= manyElements && s.around != nil {
+		flush = func() error { return s.around(s.Flush) }
+	}
+	err := flush()
 	// Each message has its own answer. The first error is what is wrong, the
 	// others mostly follow from it.
 	if errno := syscall.Errno(0); errors.As(err, &errno) {

@@ -16,6 +16,8 @@ import (
 // kept: when something has failed, the library may leave answers unread.
 type socket struct {
 	*nftables.Conn
+	// around, if there is one, runs large changes.
+	around func(change func() error) error
 	// link is what the library sends through.
 	link *netlink.Conn
 }
@@ -25,8 +27,8 @@ type socket struct {
 const bufferSize = 16 << 20
 
 // openSocket opens a socket in the namespace of the calling thread.
-func openSocket() (*socket, error) {
-	s := &socket{}
+func openSocket(around func(change func() error) error) (*socket, error) {
+	s := &socket{around: around}
 	var err error
 	s.Conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(link *netlink.Conn) error {
 		s.link = link

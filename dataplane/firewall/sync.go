@@ -18,7 +18,7 @@ import (
 type Firewall struct {
 	log       *slog.Logger
 	namespace *rtnl.Namespace
-	// around runs each change of the table.
+	// around, if there is one, runs large changes of the table.
 	around func(change func() error) error
 	// mu makes one reading or change happen at a time.
 	mu sync.Mutex
@@ -42,7 +42,7 @@ func Open(log *slog.Logger) (_ *Firewall, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Firewall{log: log, namespace: namespace, around: func(change func() error) error { return change() }}
+	f := &Firewall{log: log, namespace: namespace}
 	defer func() {
 		if err != nil {
 			_ = namespace.Close()
@@ -54,8 +54,8 @@ func Open(log *slog.Logger) (_ *Firewall, err error) {
 	})
 }
 
-// Around has each change of the table by Sync run by around, which runs what it is
-// given, once.
+// Around has each change of the table by Sync that is about hundreds of elements run
+// by around, which runs what it is given, once.
 func (f *Firewall) Around(around func(change func() error) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -74,7 +74,7 @@ func (f *Firewall) Close() error {
 func (f *Firewall) with(do func(*socket) error) error {
 	var s *socket
 	if err := f.namespace.Do(func() (err error) {
-		s, err = openSocket()
+		s, err = openSocket(f.around)
 		return err
 	}); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (f *Firewall) sync(want table) error {
 		last = err
 	}
 	f.log.Warn("the table can't be repaired, so it is made anew", "table", tableName, "err", last)
-	if err := f.with(func(s *socket) error { return f.around(func() error { return s.rebuild(want) }) }); err != nil {
+	if err := f.with(func(s *socket) error { return s.rebuild(want) }); err != nil {
 		return fmt.Errorf("firewall: making table inet %s: %w", tableName, err)
 	}
 	return nil
@@ -141,7 +141,7 @@ func (f *Firewall) write(s *socket, want, have table, generation uint32) error {
 		return nil
 	}
 	f.known = nil
-	if err := f.around(func() error { return s.apply(todo) }); err != nil {
+	if err := s.apply(todo); err != nil {
 		return err
 	}
 	f.log.Info("table changed", "table", tableName, "new", !have.exists, "steps", len(todo))

@@ -19,8 +19,8 @@ type interest struct {
 	// own routes come and go.
 	networks, own []netip.Prefix
 	// gateways are those of all peers, and fdb the entries that peers have by their
-	// MACs; the zero entry where two peers have the same MAC, or with DirectRouting
-	// may have none.
+	// MACs; the zero entry where two nodes claim one MAC, or with DirectRouting may
+	// have none.
 	gateways map[netip.Addr]bool
 	fdb      map[state.MAC]fdbEntry
 	// local are the underlay addresses that packets are sent from. They may be

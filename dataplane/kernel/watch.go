@@ -31,8 +31,8 @@ const resubscribeDelay = time.Second
 
 // Watch nudges whenever something that Sync cares about may have changed,
 // until ctx is done or the path closed; then the channel is closed. Many changes make one nudge.
-// Sync's own changes of devices are seen too: they cause one more Sync, which finds
-// nothing to do and so causes no more.
+// Some of Sync's own changes are seen too, of devices above all: they cause one more
+// Sync, which finds nothing to do and so causes no more.
 //
 // What to care about is known from the last Sync. Events that came while
 // nobody listened, because the socket ran over or failed, are made up for by a
@@ -201,7 +201,7 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 		return index == in.uplinkIndex || w.devices[index] && !isLinkLocal(m.Data) || in.isLocal(m.Data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, ok := parseRoute(m.Data)
-		if r.index == in.uplinkIndex && rtnl.RouteMTU(m.Data) > 0 {
+		if (r.index == in.uplinkIndex || r.kind == "multipath") && rtnl.RouteMTU(m.Data) > 0 {
 			return true // the accelerator has to know
 		}
 		return ok && (w.devices[r.index] || in.inRoute(r.prefix)) || in.inUnderlay(r.prefix)

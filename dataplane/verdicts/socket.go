@@ -139,17 +139,31 @@ func subscribe(s subscription) (_ *socket, err error) {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("binding a netlink socket: %w", err)
 	}
-	return opened, opened.membership(unix.NETLINK_ADD_MEMBERSHIP)
+	return opened, opened.join()
 }
 
-// membership joins its groups (NETLINK_ADD_MEMBERSHIP), or leaves them
-// (NETLINK_DROP_MEMBERSHIP).
-func (s *socket) membership(option int) error {
+// join joins the groups; being in one already is no error.
+func (s *socket) join() error {
+	if err := s.eachGroup(unix.NETLINK_ADD_MEMBERSHIP); err != nil {
+		return fmt.Errorf("joining netlink groups: %w", err)
+	}
+	return nil
+}
+
+// leave leaves the groups: what happens from now on is not heard.
+func (s *socket) leave() error {
+	if err := s.eachGroup(unix.NETLINK_DROP_MEMBERSHIP); err != nil {
+		return fmt.Errorf("leaving netlink groups: %w", err)
+	}
+	return nil
+}
+
+// eachGroup sets a socket option for each of the groups.
+func (s *socket) eachGroup(option int) error {
 	var setErr error
 	err := s.conn.Control(func(fd uintptr) {
 		for _, group := range s.groups {
-			if err := unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, option, group); err != nil {
-				setErr = fmt.Errorf("joining or leaving netlink group %d: %w", group, err)
+			if setErr = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, option, group); setErr != nil {
 				return
 			}
 		}
