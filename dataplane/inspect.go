@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -278,7 +277,7 @@ func reportHooks(hooks []ebpf.Hook) []Hook {
 	out := make([]Hook, len(hooks))
 	for i, h := range hooks {
 		out[i] = Hook{
-			Program: h.Program, Device: deviceByIndex(h.Device).Name, Direction: "egress",
+			Program: h.Program, Device: deviceName(h.Device), Direction: "egress",
 			Attached: h.Kind, ID: h.ID, Behind: h.Behind,
 		}
 		if h.Ingress {
@@ -432,13 +431,7 @@ func counters(p ebpf.Peer) []PathCounters {
 }
 
 // device describes a network device, by name; a missing one has no name.
-func device(name string) Device {
-	i, err := net.InterfaceByName(name)
-	if err != nil {
-		return Device{}
-	}
-	return describe(i)
-}
+func device(name string) Device { return describe(netlink.LinkByName(name)) }
 
 // vxlanPort is the UDP destination port of a VXLAN device, 0 when there is no
 // such device.
@@ -450,25 +443,31 @@ func vxlanPort(name string) uint16 {
 	return 0
 }
 
-func deviceByIndex(index int) Device {
-	i, err := net.InterfaceByIndex(index)
+func deviceByIndex(index int) Device { return describe(netlink.LinkByIndex(index)) }
+
+func deviceName(index int) string {
+	link, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return ""
+	}
+	return link.Attrs().Name
+}
+
+func describe(link netlink.Link, err error) Device {
 	if err != nil {
 		return Device{}
 	}
-	return describe(i)
-}
-
-func describe(i *net.Interface) Device {
-	d := Device{Name: i.Name, Index: i.Index, MTU: i.MTU}
-	if len(i.HardwareAddr) == len(d.MAC) {
-		d.MAC = state.MAC(i.HardwareAddr)
+	a := link.Attrs()
+	d := Device{Name: a.Name, Index: a.Index, MTU: a.MTU}
+	if len(a.HardwareAddr) == len(d.MAC) {
+		d.MAC = state.MAC(a.HardwareAddr)
 	}
-	addrs, err := i.Addrs()
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil || len(addrs) == 0 {
 		return d
 	}
-	if prefix, err := netip.ParsePrefix(addrs[0].String()); err == nil {
-		d.Address = prefix.Addr()
+	if addr, ok := netip.AddrFromSlice(addrs[0].IP); ok {
+		d.Address = addr.Unmap()
 	}
 	return d
 }

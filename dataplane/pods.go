@@ -131,11 +131,11 @@ func (d *Dataplane) checkForeign() {
 	var found []string
 	devices := map[string]int{}
 	if r, err := view.Runtime(); err == nil && r.Overlay != 0 {
-		devices[deviceByIndex(r.Overlay).Name] = r.Overlay
+		devices[deviceName(r.Overlay)] = r.Overlay
 	}
 	for _, e := range d.found.Endpoints {
-		if e.Bridge != "" && devices[e.Bridge] == 0 {
-			devices[e.Bridge] = device(e.Bridge).Index
+		if _, looked := devices[e.Bridge]; e.Bridge != "" && !looked {
+			devices[e.Bridge] = deviceIndex(e.Bridge)
 		}
 	}
 	for name, index := range devices {
@@ -152,6 +152,15 @@ func (d *Dataplane) checkForeign() {
 	}
 	slices.Sort(found)
 	d.obstacles.set(findsForeign, found...)
+}
+
+// deviceIndex is 0 when there is no such device.
+func deviceIndex(name string) int {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0
+	}
+	return link.Attrs().Index
 }
 
 // ownAddresses are all addresses that this node answers on, broadcasts included.

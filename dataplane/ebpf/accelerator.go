@@ -56,6 +56,8 @@ type Accelerator struct {
 	inherited         bool
 	noXDP, refusedXDP string
 	uplinkIn          attachment
+	// placed are the programs that were put at their places.
+	placed map[site]attachment
 	// xdpSeen is what the last Sync found that matters to uplink_xdp.
 	xdpSeen string
 	// swept tells that programs that are not wanted were looked for on all
@@ -69,7 +71,7 @@ type Accelerator struct {
 }
 
 func newAccelerator(opts Options) *Accelerator {
-	return &Accelerator{opts: opts, spec: loadWeft, attach: attachProgram}
+	return &Accelerator{opts: opts, placed: map[site]attachment{}, spec: loadWeft, attach: attachProgram}
 }
 
 // Desired is what the programs should know and where they should sit.

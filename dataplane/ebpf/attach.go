@@ -51,6 +51,17 @@ type attachment struct {
 	id   ebpf.ProgramID
 }
 
+// sits tells that the program is where it was put. It asks of tcx alone, where the
+// answer is one list of numbers; on a node with a hundred pods it is asked for all of
+// them every other second.
+func (at attachment) sits() bool {
+	if at.kind != "tcx" {
+		return false
+	}
+	there, err := link.QueryPrograms(link.QueryOptions{Target: at.device, Attach: at.attachType()})
+	return err == nil && slices.ContainsFunc(there.Programs, func(p link.AttachedProgram) bool { return p.ID == at.id })
+}
+
 // sites lists where our programs sit, in the order in which they are attached:
 // overlay_in refuses, in enforce, what uplink_in has not seen, so uplink_in
 // comes first; overlay_out waits for the proof that uplink_out gives.
@@ -139,11 +150,16 @@ func (a *Accelerator) sweep() error {
 	return err
 }
 
-func (a *Accelerator) attachAt(s site) error {
-	pin := filepath.Join(linksDir(a.opts.PinDir), s.pin())
-	at, err := a.attach(s, a.program(s.program), pin)
-	if err != nil {
-		return fmt.Errorf("attaching %v: %w", s, err)
+// attachAt puts a program at its place, if it does not sit there.
+func (a *Accelerator) attachAt(s site) (err error) {
+	at, known := a.placed[s]
+	if !known || !at.sits() {
+		delete(a.placed, s)
+		at, err = a.attach(s, a.program(s.program), filepath.Join(linksDir(a.opts.PinDir), s.pin()))
+		if err != nil {
+			return fmt.Errorf("attaching %v: %w", s, err)
+		}
+		a.placed[s] = at
 	}
 	if s.program == "uplink_in" {
 		a.uplinkIn = at

@@ -299,6 +299,7 @@ func TestDriverThatIsLeftAlone(t *testing.T) {
 			w.accel.attach = func(s site, _ *ebpf.Program, _ string) (attachment, error) {
 				return attachment{site: s, kind: "clsact"}, nil
 			}
+			clear(w.accel.placed)
 		}, "needs Linux 6.6", false},
 	} {
 		t.Run(name, func(t *testing.T) {

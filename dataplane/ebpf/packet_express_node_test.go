@@ -5,6 +5,7 @@ package ebpf
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -118,7 +119,7 @@ func (n *node) resetExpress() {
 	}
 	all, err := readAll[weftFlow, weftWitness](n.accel.objects.Witnesses)
 	if err == nil {
-		err = remove(n.accel.objects.Witnesses, keys(all))
+		err = remove(n.accel.objects.Witnesses, slices.Collect(maps.Keys(all)))
 	}
 	if err != nil {
 		n.tb.Fatal(err)

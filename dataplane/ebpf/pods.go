@@ -5,6 +5,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -47,7 +48,8 @@ func (a *Accelerator) SyncPods(pods []Pod, own []netip.Addr) (failed map[netip.A
 	if err := a.syncNodeAddresses(); err != nil {
 		return nil, err
 	}
-	if err := a.forgetPods(pods); err != nil {
+	known, targets, err := a.forgetPods(pods)
+	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(linksDir(a.opts.PinDir), 0o700); err != nil {
@@ -56,13 +58,13 @@ func (a *Accelerator) SyncPods(pods []Pod, own []netip.Addr) (failed map[netip.A
 	failed = map[netip.Addr]error{}
 	ready := map[int]error{}
 	for _, p := range pods {
-		err, known := ready[p.Veth]
-		if !known {
-			err = a.readyVeth(p.Veth)
+		err, looked := ready[p.Veth]
+		if !looked {
+			err = a.readyVeth(p.Veth, targets)
 			ready[p.Veth] = err
 		}
-		if err == nil {
-			err = a.objects.Endpoints.Put(toBE32(p.IP), toEndpoint(p))
+		if ip, pod := toBE32(p.IP), toEndpoint(p); err == nil && known[ip] != pod {
+			err = a.objects.Endpoints.Put(ip, pod)
 		}
 		if err != nil && !errors.Is(err, unix.ENODEV) { // one that has just gone is no matter
 			failed[p.IP] = err
@@ -72,51 +74,33 @@ func (a *Accelerator) SyncPods(pods []Pod, own []netip.Addr) (failed map[netip.A
 }
 
 // forgetPods takes out what is not as wanted: addresses first, then devices and
-// programs.
-func (a *Accelerator) forgetPods(pods []Pod) error {
+// programs. It returns what is left of the former two.
+func (a *Accelerator) forgetPods(pods []Pod) (known map[uint32]weftEndpoint, targets map[uint32]uint32, err error) {
 	want := map[uint32]weftEndpoint{}
 	veths := map[int]bool{}
 	for _, p := range pods {
 		want[toBE32(p.IP)] = toEndpoint(p)
 		veths[p.Veth] = true
 	}
-	have, err := readAll[uint32, weftEndpoint](a.objects.Endpoints)
+	known, err = removeUnless(a.objects.Endpoints, func(ip uint32, pod weftEndpoint) bool {
+		now, wanted := want[ip]
+		return wanted && now == pod
+	})
 	if err != nil {
-		return fmt.Errorf("reading map endpoints: %w", err)
+		return nil, nil, fmt.Errorf("removing pods that are gone: %w", err)
 	}
-	for ip, pod := range have {
-		if now, ok := want[ip]; ok && now == pod {
-			delete(have, ip)
-		}
-	}
-	if err := remove(a.objects.Endpoints, keys(have)); err != nil {
-		return fmt.Errorf("removing pods that are gone: %w", err)
-	}
-	targets, err := readAll[uint32, uint32](a.objects.Devices)
+	targets, err = removeUnless(a.objects.Devices, func(key, _ uint32) bool {
+		return key <= uint32(weftDeviceDEVICE_UPLINK) || veths[int(key)]
+	})
 	if err != nil {
-		return fmt.Errorf("reading map devices: %w", err)
-	}
-	for key := range targets {
-		if key <= uint32(weftDeviceDEVICE_UPLINK) || veths[int(key)] {
-			delete(targets, key)
-		}
-	}
-	if err := remove(a.objects.Devices, keys(targets)); err != nil {
-		return fmt.Errorf("removing devices of pods that are gone: %w", err)
+		return nil, nil, fmt.Errorf("removing devices of pods that are gone: %w", err)
 	}
 	unwanted := func(s site) bool { return !veths[s.device] }
+	maps.DeleteFunc(a.placed, func(s site, _ attachment) bool { return s.perPod() && unwanted(s) })
 	if _, err := detachPods(a.opts.PinDir, unwanted); err != nil {
-		return err
+		return nil, nil, err
 	}
-	return a.removePodFilters(veths)
-}
-
-func keys[K comparable, V any](m map[K]V) []K {
-	var all []K
-	for k := range m {
-		all = append(all, k)
-	}
-	return all
+	return known, targets, a.removePodFilters(veths)
 }
 
 // removePodFilters takes our filters off veths that are left alone now. All
@@ -136,14 +120,17 @@ func (a *Accelerator) removePodFilters(veths map[int]bool) error {
 	return err
 }
 
-// readyVeth makes a veth a redirect target and puts the programs on it.
-func (a *Accelerator) readyVeth(veth int) error {
-	err := a.syncDevice(uint32(veth), veth)
-	if errors.Is(err, unix.EINVAL) { // a device map's word for a device that is gone
-		return unix.ENODEV
-	}
-	if err != nil {
-		return err
+// readyVeth makes a veth a redirect target, unless it is among those that there are,
+// and puts the programs on it.
+func (a *Accelerator) readyVeth(veth int, targets map[uint32]uint32) error {
+	if key := uint32(veth); targets[key] != key {
+		err := a.syncDevice(key, veth)
+		if errors.Is(err, unix.EINVAL) { // a device map's word for a device that is gone
+			return unix.ENODEV
+		}
+		if err != nil {
+			return err
+		}
 	}
 	for _, s := range podSites(veth) {
 		if err := a.attachAt(s); err != nil {
@@ -201,7 +188,8 @@ func (a *Accelerator) PodPrograms() map[uint32]bool {
 		return ours
 	}
 	for _, pin := range pins {
-		if _, ok := podSite(pin.Name()); !ok {
+		s, ok := podSite(pin.Name())
+		if _, placed := a.placed[s]; !ok || placed {
 			continue
 		}
 		l, err := link.LoadPinnedLink(filepath.Join(linksDir(a.opts.PinDir), pin.Name()), nil)

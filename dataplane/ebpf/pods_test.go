@@ -385,8 +385,49 @@ func TestOrderOfServingAPod(t *testing.T) {
 	}
 	h.syncPods(t, a, pods[:1]...)
 	h.syncPods(t, a, pods...)
-	if want := []string{"pod_out", "pod_in", "pod_out", "pod_in", "pod_out", "pod_in"}; !slices.Equal(order, want) {
+	if want := []string{"pod_out", "pod_in", "pod_out", "pod_in"}; !slices.Equal(order, want) {
 		t.Errorf("attached in the order %v, want %v", order, want)
+	}
+}
+
+// What others take away of a pod's is put back, and what is there is left alone.
+func TestWhatPodsNeedIsPutBack(t *testing.T) {
+	h := &podHost{newHost(t), attachProgram}
+	h.addVeth(t, 0)
+	a := h.agent(t)
+	pod := h.pods(t, 0)[0]
+	attached := 0
+	a.attach = func(s site, p *ebpf.Program, pin string) (attachment, error) {
+		attached++
+		return attachProgram(s, p, pin)
+	}
+	for _, damage := range []struct {
+		what string
+		do   func() error
+		want int // programs to attach
+	}{
+		{"nothing is there", func() error { return nil }, 2},
+		{"all is there", func() error { return nil }, 0},
+		{"a link is gone", func() error { return os.Remove(filepath.Join(linksDir(h.pins), podSites(pod.Veth)[0].pin())) }, 1},
+		{"both links are gone", func() error {
+			_, err := detachPods(h.pins, func(site) bool { return true })
+			return err
+		}, 2},
+		{"the address is gone", func() error { return a.objects.Endpoints.Delete(toBE32(pod.IP)) }, 0},
+		{"the address is another's", func() error {
+			return a.objects.Endpoints.Put(toBE32(pod.IP), weftEndpoint{Veth: uint32(pod.Veth), Mtu: 1})
+		}, 0},
+		{"the redirect target is gone", func() error { return a.objects.Devices.Delete(uint32(pod.Veth)) }, 0},
+	} {
+		if err := damage.do(); err != nil {
+			t.Fatalf("%s: %v", damage.what, err)
+		}
+		attached = 0
+		h.syncPods(t, a, pod)
+		if attached != damage.want {
+			t.Errorf("%s: %d programs were attached, want %d", damage.what, attached, damage.want)
+		}
+		h.mustServe(t, a, pod)
 	}
 }
 

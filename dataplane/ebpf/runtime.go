@@ -8,12 +8,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"net"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/dataplane/state"
@@ -75,8 +75,8 @@ func (f *weftInForce) setIPv6(d Desired, lengths []uint8) {
 
 // deviceMAC is zero where there is none: no packet is addressed to that.
 func deviceMAC(index int) (mac state.MAC) {
-	if i, err := net.InterfaceByIndex(index); err == nil && len(i.HardwareAddr) == len(mac) {
-		mac = state.MAC(i.HardwareAddr)
+	if link, err := netlink.LinkByIndex(index); err == nil && len(link.Attrs().HardwareAddr) == len(mac) {
+		mac = state.MAC(link.Attrs().HardwareAddr)
 	}
 	return mac
 }

@@ -73,6 +73,21 @@ func remove[K any](m *ebpf.Map, keys []K) error {
 	return errors.Join(errs...)
 }
 
+// removeUnless deletes the entries that keep does not want, and returns the others.
+func removeUnless[K comparable, V any](m *ebpf.Map, keep func(K, V) bool) (kept map[K]V, err error) {
+	if kept, err = readAll[K, V](m); err != nil {
+		return nil, err
+	}
+	var gone []K
+	for key, value := range kept {
+		if !keep(key, value) {
+			gone = append(gone, key)
+			delete(kept, key)
+		}
+	}
+	return kept, remove(m, gone)
+}
+
 // readAll reads a hash map as a Go map. Nobody else writes while we hold the
 // lock, so that it is complete; of a map that programs write, some entries may be
 // missing.
