@@ -444,6 +444,8 @@ type rawNeighbour struct {
 	mac    state.MAC
 	// more is set when there are attributes that neither we nor flannel set.
 	more bool
+	// used tells that it is said when the entry was used: whoever keeps entries says so.
+	used bool
 }
 
 // parseNeighbour reads struct ndmsg and its attributes.
@@ -461,6 +463,8 @@ func parseNeighbour(data []byte) (n rawNeighbour, ok bool) {
 			if len(value) == len(n.mac) {
 				n.mac = state.MAC(value)
 			}
+		case unix.NDA_CACHEINFO:
+			n.used = true
 		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, netlink.NDA_NH_ID, unix.NDA_SRC_VNI, netlink.NDA_FLAGS_EXT:
 			n.more = true
 		}

@@ -211,6 +211,11 @@ func (w *watcher) relevant(m rtnl.Message) bool {
 			return false
 		}
 		if n.family == unix.AF_BRIDGE {
+			if !n.used {
+				// Older kernels, as 6.12, tell of a request too, after what it did and
+				// without the underlay address (rtnl_fdb_notify).
+				return false
+			}
 			return in.inFDB(n.fdbEntry(), m.Kind == unix.RTM_NEWNEIGH)
 		}
 		return in.inNeighbour(n.neighbour(), m.Kind == unix.RTM_NEWNEIGH)
