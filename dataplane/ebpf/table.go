@@ -76,7 +76,7 @@ func remove[K any](m *ebpf.Map, keys []K) error {
 // removeUnless deletes the entries that keep does not want, and returns the others.
 func removeUnless[K comparable, V any](m *ebpf.Map, keep func(K, V) bool) (kept map[K]V, err error) {
 	if kept, err = readAll[K, V](m); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading what there is: %w", err)
 	}
 	var gone []K
 	for key, value := range kept {

@@ -52,6 +52,17 @@ func (p *Path) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return w.nudges, nil
 }
 
+// Caused matches the events about routes and neighbours that the path itself has
+// caused, for those who listen for what others change. Of FDB entries of a VXLAN
+// device the kernel does not say who has caused them (vxlan_fdb_notify).
+func (p *Path) Caused() [][]rtnl.Match {
+	var all [][]rtnl.Match
+	for _, kind := range []uint16{unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH} {
+		all = append(all, []rtnl.Match{rtnl.CausedBy(p.socket.Port()), rtnl.Kind(kind)})
+	}
+	return all
+}
+
 // watcher is one Watch.
 type watcher struct {
 	path   *Path
