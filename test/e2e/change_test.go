@@ -5,7 +5,6 @@ package e2e_test
 import (
 	_ "embed"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 
@@ -29,13 +28,7 @@ func TestChanges(t *testing.T) {
 func (s *suite) scaling(t *testing.T) {
 	must(t, s.Apply(t.Context(), webManifest))
 	s.kubectl(t, "rollout status deployment/web --timeout=300s")
-	address := net.JoinHostPort(s.clusterIP(t, "web"), "80")
-	for _, n := range s.Nodes { // until its kube-proxy knows the Service
-		lab.T(t).Eventually(slow, func() error {
-			_, err := get(&n.Space, address, "who", nil)
-			return err
-		})
-	}
+	s.mustServe(t, "web")
 	s.services = append(s.services, "web")
 	defer func() { s.services = s.services[:len(s.services)-1] }()
 	s.mustLoseNothing(t, "a deployment scaled from 2 to 6 and to 1", func() {

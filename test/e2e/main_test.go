@@ -76,7 +76,8 @@ func mustLeaveNothing(t *testing.T, c *cluster.Cluster) {
 	}
 }
 
-// startPods starts one on each node, and waits until they run.
+// startPods starts one on each node, and waits until they run and every node's
+// kube-proxy knows the Services before them.
 func (s *suite) startPods(t *testing.T) {
 	t.Helper()
 	must(t, s.Apply(t.Context(), podsManifest))
@@ -90,6 +91,29 @@ func (s *suite) startPods(t *testing.T) {
 		}
 		s.pods = append(s.pods, pod{name: said[0], ip: said[1], node: n})
 	}
+	s.mustServe(t, "any")
+	for _, n := range s.Nodes {
+		mustAnswer(t, s.Lab.Underlay, net.JoinHostPort(n.IP.String(), localPort))
+	}
+}
+
+// mustServe waits until every node's kube-proxy knows a pod behind a Service: up to some
+// seconds it refuses connections after the pods are ready.
+func (s *suite) mustServe(t *testing.T, service string) {
+	t.Helper()
+	address := net.JoinHostPort(s.clusterIP(t, service), "80")
+	for _, n := range s.Nodes {
+		mustAnswer(t, &n.Space, address)
+	}
+}
+
+// mustAnswer waits until a server answers.
+func mustAnswer(t *testing.T, from *lab.Space, server string) {
+	t.Helper()
+	lab.T(t).Eventually(slow, func() error {
+		_, err := get(from, server, "who", nil)
+		return err
+	})
 }
 
 // kubectl runs kubectl, its arguments split at blanks.
@@ -132,6 +156,9 @@ func get(from *lab.Space, server, page string, values url.Values) (string, error
 type answerError struct{ status, said string }
 
 func (e *answerError) Error() string { return e.status + ": " + e.said }
+
+// localPort is the NodePort of the Service "local" of pods.yaml.
+const localPort = "30081"
 
 // slow is how long something may take that takes seconds on a machine with nothing else
 // to do.

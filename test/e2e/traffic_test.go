@@ -120,7 +120,7 @@ func (s *suite) nodePort(t *testing.T) {
 }
 
 // local wants every node's own pod to answer, and to see the client.
-func (s *suite) local(t *testing.T) { s.mustBeOwn(t, "30081") }
+func (s *suite) local(t *testing.T) { s.mustBeOwn(t, localPort) }
 
 // hostPort is what the portmap plugin makes of a container's port.
 func (s *suite) hostPort(t *testing.T) { s.mustBeOwn(t, "8088") }
