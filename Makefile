@@ -103,7 +103,7 @@ format: $(GOLANGCI_LINT) ## Lay out Go and C sources
 ##@ Check
 
 .PHONY: test
-test: ## Run all tests that need no cluster; as root, none may be skipped (PACKAGES=./... SKIP=)
+test: ## Run all tests that need no cluster; as root, none may be skipped (PACKAGES=./... RUN= SKIP=)
 	test/run $(PACKAGES)
 
 .PHONY: interop
