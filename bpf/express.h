@@ -86,8 +86,13 @@ static __always_inline enum reason still_tracked(struct __sk_buff *skb, const st
 	enum reason reason;
 
 	if (w->tracked != now || !(segment->data || udp)) {
-		if ((reason = ask_conntrack(skb, rt, segment, as, w->status)))
+		if ((reason = ask_conntrack(skb, rt, segment, as, w->status))) {
+			/* As when UDP becomes assured. This packet's way through the
+			 * stack is a new witness, however new the old one is. */
+			if (reason == REASON_WITNESS_STALE)
+				w->seen = 0;
 			return reason;
+		}
 		w->tracked = now;
 	}
 	/* A checksum of zero may be none, or one that is yet to be computed and

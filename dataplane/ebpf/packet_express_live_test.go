@@ -342,6 +342,27 @@ func TestDatagramsByExpress(t *testing.T) {
 	}
 }
 
+// A flow that conntrack comes to call assured needs new witnesses, of both directions:
+// the next packet brings them, however new the old ones are.
+func TestDatagramsThatBecomeAssured(t *testing.T) {
+	l := newLive(t)
+	client, server := l.datagrams(bluePod+":7000", false)
+	if err := l.packets(newcomer+6, client, server); err != nil {
+		t.Fatal(err)
+	}
+	l.reset0()
+	got := l.during(func() {
+		l.entry(flow{protocol: unix.IPPROTO_UDP, from: client.LocalAddr().String(), to: bluePod + ":7000"},
+			withStatus(ipsConfirmed|ipsSeenReply|ipsAssured)) // as after two seconds
+		if err := l.packets(20, client, server); err != nil {
+			t.Error(err)
+		}
+	})
+	if p := got.paths[blueIP+" express"]; p.TxPackets < 18 || p.RxPackets < 18 || got.passed["witness_stale"] != 2 {
+		t.Errorf("by express went %+v (all paths %v, passed %v)", p, got.paths, got.passed)
+	}
+}
+
 // A network card's checksum over the whole packet, and a tap in the pod: what
 // arrives there.
 func TestWhatThePodSees(t *testing.T) {
