@@ -140,6 +140,11 @@ func (c *Cluster) build(ctx context.Context) (err error) {
 	if c.traces, err = c.trace(); err != nil {
 		return err
 	}
+	for _, n := range c.Nodes { // of one that is not known yet nobody waits for anything
+		if err := c.wait(ctx, "wait --for=create --timeout=300s node/"+n.String()); err != nil {
+			return err
+		}
+	}
 	c.logf("network")
 	if err := c.Apply(ctx, c.Options.Manifest); err != nil {
 		return err
