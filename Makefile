@@ -112,7 +112,9 @@ interop: ## Run tests on kernels 6.1 and 6.12 too, and among stock flannel nodes
 
 .PHONY: e2e
 e2e: ## Try weft on real clusters, with kubelets and all, on this machine (root; RUN=)
-	test/e2e/run
+	test/prerequisites cluster
+	export WEFT_REQUIRE_ROOT=1
+	go test -tags e2e -count=1 -timeout 40m -v -run '$(or $(RUN),.)' ./test/e2e
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) check-format ## Find faults in the Go sources and in the layout of all

@@ -11,8 +11,6 @@
 // where packages are named package@kernel, a test that one kernel skipped
 // must have passed on another.
 //
-// With -verbose all that tests print is printed, as go test -v does, when they do.
-//
 // -failed names a file for what may be run once more: the tests that failed, a
 // line "package name" each, without the tests inside of them. It is empty where
 // all is well, and where anything else is wrong.
@@ -36,9 +34,8 @@ func main() {
 	failed := flag.String("failed", "", "a `file` to list the failed tests in, if nothing else is wrong")
 	flag.BoolVar(&r.mustRun, "must-run", false, `skipped tests are failures, unless their reason is what "this kernel" has not`)
 	flag.BoolVar(&r.eachSomewhere, "each-somewhere", false, "a test skipped in package@kernel must have passed at another kernel")
-	verbose := flag.Bool("verbose", false, "print what tests print when they do")
 	flag.Parse()
-	t := tally{out: os.Stdout, verbose: *verbose}
+	t := tally{out: os.Stdout}
 	if err := t.read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 		os.Exit(1)
@@ -87,9 +84,7 @@ func (t test) at() (pkg, kernel string) {
 }
 
 type tally struct {
-	out io.Writer
-	// verbose says that what tests print is printed at once.
-	verbose bool
+	out     io.Writer
 	running map[test]*strings.Builder // what they printed so far
 	builds  map[string]*strings.Builder
 	passed  []test
@@ -137,9 +132,6 @@ func (t *tally) note(e event) {
 		grow(t.builds, e.ImportPath, e.Output)
 	case "output":
 		grow(t.running, this, e.Output)
-		if t.verbose {
-			fmt.Fprint(t.out, e.Output)
-		}
 	case "pass":
 		if this.name != "" {
 			t.passed = append(t.passed, this)
@@ -147,9 +139,7 @@ func (t *tally) note(e event) {
 			return
 		}
 		t.end(this)
-		if !t.verbose { // go test has said so
-			fmt.Fprintf(t.out, "ok  \t%s\t%.2fs\n", this.pkg, e.Elapsed)
-		}
+		fmt.Fprintf(t.out, "ok  \t%s\t%.2fs\n", this.pkg, e.Elapsed)
 	case "skip":
 		if this.name != "" {
 			t.skipped[this] = t.end(this)
@@ -159,7 +149,7 @@ func (t *tally) note(e event) {
 	case "fail":
 		if this.name != "" {
 			t.failed = append(t.failed, this)
-			t.tell(t.end(this))
+			fmt.Fprint(t.out, t.end(this))
 			return
 		}
 		t.failPackage(this, e.FailedBuild)
@@ -182,11 +172,11 @@ func (t *tally) failPackage(pkg test, build string) {
 	}
 	for _, left := range slices.Collect(maps.Keys(t.running)) {
 		if left.pkg == pkg.pkg && left.name != "" {
-			t.tell(t.end(left))
+			fmt.Fprint(t.out, t.end(left))
 		}
 	}
 	text := t.end(pkg)
-	t.tell(text)
+	fmt.Fprint(t.out, text)
 	if !slices.ContainsFunc(t.failed, func(f test) bool { return f.pkg == pkg.pkg }) {
 		t.failed = append(t.failed, pkg)
 	}
@@ -204,13 +194,6 @@ func (t *tally) end(which test) string {
 		return ""
 	}
 	return text.String()
-}
-
-// tell prints what a test has printed, unless that was done at once.
-func (t *tally) tell(text string) {
-	if !t.verbose {
-		fmt.Fprint(t.out, text)
-	}
 }
 
 // report prints the account and tells whether it is good.

@@ -20,13 +20,8 @@ const stream = `
 
 func read(t *testing.T, stream string, r rules) (out string, good bool, again string) {
 	t.Helper()
-	return readWith(t, tally{}, stream, r)
-}
-
-func readWith(t *testing.T, tally tally, stream string, r rules) (out string, good bool, again string) {
-	t.Helper()
 	var b strings.Builder
-	tally.out = &b
+	tally := tally{out: &b}
 	if err := tally.read(strings.NewReader(strings.TrimPrefix(stream, "\n"))); err != nil {
 		t.Fatal(err)
 	}
@@ -44,21 +39,6 @@ failed: a TestBad
 `
 	if out != want || good {
 		t.Errorf("good: %v, output:\n%s\nwant\n%s", good, out, want)
-	}
-}
-
-func TestVerbose(t *testing.T) {
-	out, good, again := readWith(t, tally{verbose: true}, stream, rules{})
-	want := `=== RUN   TestGood
-    a_test.go:7: not so
-    a_test.go:9: needs root
-FAIL	a	0.01s
-skipped: a TestRoot: needs root
-failed: a TestBad
-1 passed, 1 failed, 1 skipped
-`
-	if out != want || good || again != "" {
-		t.Errorf("good: %v, again %q, output:\n%s\nwant\n%s", good, again, out, want)
 	}
 }
 
