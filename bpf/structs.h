@@ -151,7 +151,7 @@ struct newcomer {
  * Behind a packet that took the stack the flow's next ones stand in line (see
  * line.h), or they would be in the pod before it. */
 struct witness {
-	__u64 seen;     /* when a packet last came through */
+	__u64 seen;     /* when a packet last came through; 0: conntrack has said otherwise since */
 	__u64 renewal;  /* when one was last left to the stack for that */
 	__u64 tracked;  /* when conntrack last said that it is established, and NAT so */
 	__u64 whole;    /* when an aggregate of UDP to a pod last took the stack */
